@@ -1,0 +1,360 @@
+"""Chapters and their parameters: read them from the notebooks, check values before anything runs.
+
+A chapter is a notebook ``NN_noun.ipynb`` with one code cell tagged ``parameters``. That cell holds literals only, one
+assignment per line; the annotation gives the type and the trailing comment the meaning::
+
+    n_rounds: int = 5000  # rounds per trial
+    tasks: list[str] | None = None  # tasks to show; None means all of them
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import io
+import json
+import math
+import re
+import tokenize
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STEM = re.compile(r"\d\d_[a-z0-9_]+")
+BOOK = Path(__file__).resolve().parent.parent / "book"
+_SCALARS = {"int": int, "float": float, "bool": bool, "str": str}
+
+# Ranges by the name of a Scenario field; a list parameter bears the plural. (low, high), ends included.
+_RANGES = {
+    "n_rounds": (1, math.inf),
+    "committee": (1, math.inf),
+    "trials": (1, math.inf),
+    "n_nodes": (1, math.inf),
+    "n_boot": (1, math.inf),
+    "min_available": (1, math.inf),
+    "malicious_share": (0, 1),
+    "share": (0, 1),
+    "audit_share": (0, 1),
+    "probability": (0, 1),
+    "cut": (0, 0.5),
+    "seed": (0, math.inf),
+    "burn_in": (0, math.inf),
+    "jitter": (0, math.inf),
+    "sd": (0, math.inf),
+    "by": (0, math.inf),
+    "alpha": (0, math.inf),
+    "beta": (0, math.inf),
+}
+_CHOICES = ("rule", "attack", "calibration")
+
+
+class ParameterError(ValueError):
+    """A chapter, a parameter or a value that cannot be used; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a chapter: name, type, default value, meaning, and its line in the parameters cell."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+    line: int
+
+
+def list_chapters(book: Path = BOOK) -> dict[str, Path]:
+    """Chapters by file stem, in reading order."""
+    return {path.stem: path for path in sorted((book / "chapters").glob("*.ipynb")) if STEM.fullmatch(path.stem)}
+
+
+def find_chapter(stem: str, book: Path = BOOK) -> Path:
+    """Path of a chapter; an unknown one is a :class:`ParameterError` that suggests the nearest name."""
+    chapters = list_chapters(book)
+    if stem not in chapters:
+        raise ParameterError(f"unknown chapter {stem!r}{_suggest(stem, chapters)}")
+    return chapters[stem]
+
+
+def read_parameters(path: Path) -> dict[str, Parameter]:
+    """Parameters of a notebook, by name, in order.
+
+    Raises
+    ------
+    ParameterError
+        If the file is no notebook, has not exactly one cell tagged ``parameters``, or if that cell holds anything but
+        assignments of literals that fit their annotations. The message names the notebook and the line.
+    """
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = [
+            cell
+            for cell in cells
+            if cell["cell_type"] == "code" and "parameters" in cell.get("metadata", {}).get("tags", [])
+        ]
+        sources = ["".join(cell["source"]) for cell in tagged]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ParameterError(f"{path.name}: not a readable notebook ({error})") from None
+    if len(sources) != 1:
+        raise ParameterError(f"{path.name}: needs exactly one code cell tagged 'parameters', found {len(sources)}")
+    return parse_parameters(sources[0], name=path.name)
+
+
+def parse_parameters(source: str, *, name: str) -> dict[str, Parameter]:
+    """Parameters of the source of one parameters cell; ``name`` is how errors call the notebook."""
+    try:
+        statements = ast.parse(source).body
+        comments = {
+            token.start[0]: token.string.lstrip("# ").rstrip()
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        }
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise ParameterError(f"{name}: parameters cell: {error}") from None
+    found: dict[str, Parameter] = {}
+    for statement in statements:
+        where = f"{name}: parameters cell, line {statement.lineno}"
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=variable), annotation=annotation, value=ast.expr() as value):
+                kind = ast.unparse(annotation)
+            case ast.Assign(targets=[ast.Name(id=variable)], value=value):
+                kind = ""
+            case _:
+                raise ParameterError(f"{where}: only assignments of literals may stand there")
+        try:
+            default = ast.literal_eval(value)
+        except ValueError:
+            message = f"{where}: {variable} must be a literal; derive values in a later cell"
+            raise ParameterError(message) from None
+        kind = kind or _infer_kind(default)
+        if variable in found:
+            raise ParameterError(f"{where}: {variable} is assigned twice")
+        try:
+            default = _checked_type(default, kind)
+        except ValueError as error:
+            raise ParameterError(f"{where}: {variable} {error}") from None
+        found[variable] = Parameter(variable, kind, default, comments.get(statement.end_lineno, ""), statement.lineno)
+    return found
+
+
+def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check values against a chapter's own parameters.
+
+    Parameters
+    ----------
+    path : Path
+        The chapter.
+    given : mapping
+        Values by name, such as :func:`parse_assignments` makes; text stands for itself.
+
+    Returns
+    -------
+    dict
+        The same names with values of the right type. Parameters that were not given are not in it.
+
+    Raises
+    ------
+    ParameterError
+        Unknown name (with the nearest one), wrong type, or out of range. The chapter's defaults are checked as well.
+    """
+    parameters = read_parameters(path)
+    checked = {}
+    for name, value in given.items():
+        if name not in parameters:
+            raise ParameterError(f"{path.stem} has no parameter {name!r}{_suggest(name, parameters)}")
+        try:
+            checked[name] = _checked_type(value, parameters[name].kind)
+        except ValueError as error:
+            raise ParameterError(f"{path.stem}: {name} {error}") from None
+    for name, value in {**{name: entry.default for name, entry in parameters.items()}, **checked}.items():
+        _check_range(path.stem, name, value)
+    return checked
+
+
+def check_against_log(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int], log: str) -> None:
+    """Check what a chapter asks for against what its log holds.
+
+    Parameters
+    ----------
+    stem : str
+        The chapter.
+    values : mapping
+        All its parameters, defaults included.
+    tasks : mapping of str to int
+        Number of evaluators per task of the log.
+    log : str
+        How errors call the log.
+
+    Raises
+    ------
+    ParameterError
+        If a task is not in the log, a committee is larger than the pool of a task in use, or the burn-in leaves no
+        round.
+    """
+    wanted = [task for name in ("task", "tasks") for task in _as_list(values.get(name))]
+    for task in wanted:
+        if task not in tasks:
+            raise ParameterError(f"{stem}: task {task!r} is not in {log}{_suggest(task, tasks)}")
+    pools = [nodes for nodes in _as_list(values.get("n_nodes"))]
+    for task in wanted or tasks:
+        pool = min(pools) if pools else tasks[task]
+        for committee in (size for name in ("committee", "committees") for size in _as_list(values.get(name))):
+            if committee > pool:
+                whose = f"n_nodes={pool}" if pools else f"the {pool} evaluators of task {task!r} in {log}"
+                raise ParameterError(f"{stem}: a committee of {committee} is larger than {whose}")
+    if "burn_in" in values and "n_rounds" in values and values["burn_in"] >= values["n_rounds"]:
+        message = f"burn_in={values['burn_in']} leaves none of n_rounds={values['n_rounds']}"
+        raise ParameterError(f"{stem}: {message}")
+
+
+def parse_assignments(text: str, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Read ``"n_rounds=20000 rules=[mean,median] log='my log.csv'"`` into values.
+
+    Parameters
+    ----------
+    text : str
+        Assignments separated by blanks; blanks inside brackets and quotes do not separate.
+    kinds : mapping of str to str
+        Type of each known parameter, as :class:`Parameter` has it. What does not fit stays text, for
+        :func:`check_parameters` to refuse with the right message.
+
+    Raises
+    ------
+    ParameterError
+        If a piece is no assignment, a name comes twice, or a bracket or quote is left open.
+    """
+    values = {}
+    for piece in _split(text, " \t\n"):
+        name, equals, raw = piece.partition("=")
+        if not equals or not name.isidentifier():
+            raise ParameterError(f"{piece!r} is not of the form name=value")
+        if name in values:
+            raise ParameterError(f"parameter {name!r} is given twice")
+        values[name] = _read_value(raw, kinds.get(name, ""))
+    return values
+
+
+def _read_value(raw: str, kind: str) -> Any:
+    """Read one value as its type says; what does not fit comes back as text."""
+    accepted = [part.strip() for part in kind.split("|")]
+    if "None" in accepted and raw.lower() in ("none", "null"):
+        return None
+    element = next((re.fullmatch(r"list\[(\w+)\]", part) for part in accepted if part.startswith("list[")), None)
+    if element:
+        if not (raw.startswith("[") and raw.endswith("]")):
+            return raw
+        return [_read_value(part.strip(), element.group(1)) for part in _split(raw[1:-1], ",")]
+    if len(raw) >= 2 and raw[0] == raw[-1] and raw[0] in "'\"":
+        return raw[1:-1]
+    for part in accepted:
+        if part == "bool" and raw.lower() in ("true", "false"):
+            return raw.lower() == "true"
+        if part == "int" and re.fullmatch(r"[+-]?\d+(_\d+)*", raw):
+            return int(raw)
+        if part == "float":
+            try:
+                return float(raw)
+            except ValueError:
+                continue
+    return raw
+
+
+def _split(text: str, separators: str) -> list[str]:
+    """Split at separators outside quotes and square brackets; empty pieces are dropped."""
+    pieces, current, quote, depth = [], "", "", 0
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character == "[":
+            depth += 1
+        elif character == "]":
+            depth -= 1
+        if character in separators and not quote and depth == 0:
+            pieces.append(current)
+            current = ""
+        else:
+            current += character
+    if quote or depth:
+        raise ParameterError(f"a quote or bracket is left open in {text!r}")
+    return [piece for piece in [*pieces, current] if piece.strip()]
+
+
+def _infer_kind(default: Any) -> str:
+    if isinstance(default, list) and default:
+        return f"list[{type(default[0]).__name__}]"
+    return type(default).__name__
+
+
+def _checked_type(value: Any, kind: str) -> Any:
+    """Return the value as the annotation wants it; ValueError when it does not fit."""
+    for part in (part.strip() for part in kind.split("|")):
+        if part == "None" and value is None:
+            return None
+        if part in _SCALARS and _is_scalar(value, part):
+            return float(value) if part == "float" else value
+        element = re.fullmatch(r"list\[(\w+)\]", part)
+        if element and element.group(1) in _SCALARS and isinstance(value, list):
+            if not value:
+                raise ValueError("must not be empty")
+            if all(_is_scalar(entry, element.group(1)) for entry in value):
+                return [float(entry) for entry in value] if element.group(1) == "float" else value
+        if part not in ("None", *_SCALARS) and not (element and element.group(1) in _SCALARS):
+            raise ValueError(f"has the unknown type {part!r}; known: int, float, bool, str, lists of these, None")
+    example = ", as in [3,5]" if "list[" in kind else ""
+    raise ValueError(f"must be {kind}{example}; got {value!r}")
+
+
+def _is_scalar(value: Any, kind: str) -> bool:
+    if isinstance(value, bool):  # a bool is an int to Python, but not to a reader
+        return kind == "bool"
+    if kind == "float":
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, _SCALARS[kind])
+
+
+def _check_range(stem: str, name: str, value: Any) -> None:
+    for entry in _as_list(value):
+        for field in (name, *_singulars(name)):
+            if field in _RANGES and isinstance(entry, int | float):
+                low, high = _RANGES[field]
+                if not low <= entry <= high:
+                    span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                    raise ParameterError(f"{stem}: {name} must be {span}; got {entry}")
+            if field in _CHOICES and isinstance(entry, str):
+                known = _known(field)
+                if entry not in known:
+                    raise ParameterError(f"{stem}: {name}: unknown {field} {entry!r}{_suggest(entry, known)}")
+
+
+def _singulars(name: str) -> list[str]:
+    return [name[:-1]] if name.endswith("s") else []
+
+
+def _known(field: str) -> list[str]:
+    """Names that a rule, attack or calibration can bear; asked late, because the engine takes a second to import."""
+    if field == "calibration":
+        return ["minmax", "rank"]
+    if field == "attack":
+        from poq.attacks import ATTACKS
+
+        return list(ATTACKS)
+    from poq.aggregators import AGGREGATORS
+    from poq.trust import TRUST_RULES
+
+    return [*AGGREGATORS, *TRUST_RULES]
+
+
+def _as_list(value: Any) -> list:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _suggest(name: str, known) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else "; there is none"
