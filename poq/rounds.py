@@ -1,0 +1,233 @@
+"""Rounds: which output is answered, which committee scores it, and what its honest members report.
+
+In a round one output is drawn uniformly, then a committee of K different nodes among those that scored it.
+Arrays that leave this module are (R, K); inside, a seat is contiguous in memory, so that (R, K) is the transpose of
+a (K, R) array and whole seats go through one vector instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from poq.scorelog import SCORE_MAX, ScoreMatrix
+from poq.streams import stream
+
+
+class Pool(NamedTuple):
+    """The nodes of a network and the outputs they can be asked about.
+
+    values : (O, E) calibrated scores; evaluator : (N,) evaluator model of each node; output : (D,) the outputs in the
+    draw (an output may stand there more than once when items are resampled); first, size : (O,) where the list of
+    nodes that scored an output begins in `nodes`, and its length; jitter : s.d. of a node's own noise, points;
+    dropped : outputs left out because fewer than `min_available` nodes scored them.
+    """
+
+    values: np.ndarray
+    evaluator: np.ndarray
+    output: np.ndarray
+    first: np.ndarray
+    size: np.ndarray
+    nodes: np.ndarray
+    jitter: float
+    dropped: int
+
+
+def make_pool(
+    matrix: ScoreMatrix,
+    *,
+    committee: int,
+    n_nodes: int | None = None,
+    min_available: int | None = None,
+    jitter: float = 0.5,
+    resample: str = "none",
+    seed: int = 0,
+    trial: int = 0,
+) -> Pool:
+    """The pool of one trial.
+
+    Parameters
+    ----------
+    matrix : ScoreMatrix
+    committee : int
+        K.
+    n_nodes : int, optional
+        N; by default one node per evaluator model. With more nodes than models, node n runs model n mod E and adds
+        noise of its own; with fewer, the trial draws which models take part.
+    min_available : int, optional
+        An output stays in the draw when at least so many nodes scored it; K by default, never fewer.
+    jitter : float
+        S.d. of the noise that a node adds to its model's score, points; used only where models are shared (N > E).
+    resample : "none" or "items"
+        "items" draws a bootstrap sample of whole items per trial, so that the spread between trials shows how far a
+        result hangs on the items at hand.
+
+    Raises
+    ------
+    ValueError
+        If K exceeds the nodes, or fewer than two outputs are left; the message names the task.
+    """
+    n_evaluators = matrix.values.shape[1]
+    n_nodes = n_evaluators if n_nodes is None else n_nodes
+    if committee > n_nodes:
+        raise ValueError(
+            f"committee {committee} is larger than the {n_nodes} nodes at hand for task '{matrix.task}' "
+            f"({n_evaluators} evaluators in the log)"
+        )
+    if n_nodes < n_evaluators:
+        drawn = stream(seed, trial, "subset").permutation(n_evaluators)[:n_nodes]
+        evaluator = np.sort(drawn)
+    else:
+        evaluator = np.arange(n_nodes) % n_evaluators
+
+    # Outputs that the same evaluators scored share one list of nodes.
+    known, pattern = np.unique(~np.isnan(matrix.values), axis=0, return_inverse=True)
+    lists = [np.flatnonzero(row[evaluator]) for row in known]
+    size = np.array([len(nodes) for nodes in lists])
+    first = np.cumsum(size) - size
+    least = committee if min_available is None else max(committee, min_available)
+    available = size[pattern.ravel()] >= least
+    output = np.flatnonzero(available)
+    if len(output) < 2:
+        raise ValueError(
+            f"task '{matrix.task}' has {len(output)} output(s) that at least {least} of {n_nodes} nodes scored; "
+            f"a simulation needs 2 or more"
+        )
+    dropped = int((~available).sum())
+    if resample == "items":
+        output = _resample_items(matrix.item, output, stream(seed, trial, "items"))
+    return Pool(
+        values=matrix.values,
+        evaluator=evaluator.astype(np.int32),
+        output=output.astype(np.int32),
+        first=first[pattern.ravel()].astype(np.int32),
+        size=size[pattern.ravel()].astype(np.int32),
+        nodes=np.concatenate(lists).astype(np.int32),
+        jitter=float(jitter) if n_nodes > n_evaluators else 0.0,
+        dropped=dropped,
+    )
+
+
+def _resample_items(item: np.ndarray, output: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    items, code = np.unique(item[output], return_inverse=True)
+    times = np.bincount(rng.integers(len(items), size=len(items)), minlength=len(items))
+    return np.repeat(output, times[code])
+
+
+def block_length(committee: int) -> int:
+    """Rounds that are worked on at once: small enough for the cache, large enough to hide the cost of a call.
+
+    No power of two, because seats at such distances fall on the same cache lines (measured: four times slower).
+    """
+    return int(np.clip(40_000 // committee, 2_000, 8_000))
+
+
+def iter_outputs(pool: Pool, edges, *, seed: int, trial: int) -> Iterator[np.ndarray]:
+    """The output of each round, block by block; `edges` are the round numbers at which blocks begin and end."""
+    rng = stream(seed, trial, "output")
+    for begin, end in zip(edges[:-1], edges[1:]):
+        yield pool.output[(rng.random(end - begin) * len(pool.output)).astype(np.intp)]
+
+
+def iter_rounds(pool: Pool, committee: int, edges, *, seed: int, trial: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Blocks of rounds: output (B,), node (B, K), honest scores (B, K)."""
+    seats = [stream(seed, trial, "committee", seat) for seat in range(committee)]
+    noises = [stream(seed, trial, "jitter", seat) for seat in range(committee)] if pool.jitter else []
+    scratch = pool.nodes.copy()
+    for output in iter_outputs(pool, edges, seed=seed, trial=trial):
+        uniform = np.empty((committee, len(output)))
+        for rng, row in zip(seats, uniform):
+            rng.random(out=row)
+        node = np.empty((committee, len(output)), dtype=np.int32)
+        _draw_committees(uniform, output, pool.first, pool.size, pool.nodes, scratch, node)
+        honest = np.empty((committee, len(output)))
+        _gather(pool.values, pool.evaluator, output, node, honest)
+        for rng, row in zip(noises, honest):
+            _add_noise(rng, pool.jitter, row)
+        yield output, node.T, honest.T
+
+
+def sample_rounds(pool: Pool, *, n_rounds: int, committee: int, seed: int = 0, trial: int = 0):
+    """All rounds of one trial at once.
+
+    Returns
+    -------
+    output : (R,) int array
+    node : (R, K) int array
+    scores : (R, K) float array
+        What the committee members report when they are honest.
+    """
+    step = block_length(committee)
+    edges = [*range(0, n_rounds, step), n_rounds]
+    blocks = list(iter_rounds(pool, committee, edges, seed=seed, trial=trial))
+    return tuple(np.concatenate(parts) for parts in zip(*blocks))
+
+
+def gather(pool: Pool, output: np.ndarray, node: np.ndarray) -> np.ndarray:
+    """Score of each committee member's evaluator model for the round's output, (R, K), without a node's own noise."""
+    return pool.values[np.asarray(output)[:, None], pool.evaluator[node]]
+
+
+def malicious_nodes(pool: Pool, matrix: ScoreMatrix, *, who: str = "random", seed: int = 0, trial: int = 0):
+    """The order, (N,), in which nodes turn malicious: the first n of it are the malicious ones, so sets are nested.
+
+    Parameters
+    ----------
+    who : "random", "best" or "worst"
+        A random order, or by the Pearson correlation of a node's evaluator with the truth.
+    """
+    order = stream(seed, trial, "malicious").permutation(len(pool.evaluator))
+    if who == "random":
+        return order
+    skill = np.nan_to_num(_correlations(matrix), nan=-2.0)[pool.evaluator]
+    return order[np.argsort(-skill[order] if who == "best" else skill[order], kind="stable")]
+
+
+def _correlations(matrix: ScoreMatrix) -> np.ndarray:
+    """Pearson correlation of each evaluator with the truth, (E,); NaN where undefined."""
+    known = ~np.isnan(matrix.values)
+    n = known.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x = np.where(known, matrix.values, 0.0)
+        x = np.where(known, x - x.sum(axis=0) / n, 0.0)
+        y = np.where(known, matrix.truth[:, None], 0.0)
+        y = np.where(known, y - y.sum(axis=0) / n, 0.0)
+        return (x * y).sum(axis=0) / np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
+
+
+@njit(cache=True)
+def _draw_committees(uniform, output, first, size, nodes, scratch, node):
+    """Partial Fisher-Yates shuffle of the nodes that scored each round's output; `scratch` equals `nodes` again after.
+
+    A shuffle that starts afresh in every round makes the committee of K - 1 the beginning of the committee of K.
+    """
+    committee, n_rounds = uniform.shape
+    swapped = np.empty(committee, dtype=np.int64)
+    for t in range(n_rounds):
+        start = first[output[t]]
+        n = size[output[t]]
+        for k in range(committee):
+            j = start + k + int(uniform[k, t] * (n - k))
+            swapped[k] = j
+            node[k, t] = scratch[j]
+            scratch[j] = scratch[start + k]
+        for k in range(committee):
+            scratch[swapped[k]] = nodes[swapped[k]]
+            scratch[start + k] = nodes[start + k]
+
+
+@njit(cache=True)
+def _gather(values, evaluator, output, node, honest):
+    committee, n_rounds = node.shape
+    for k in range(committee):
+        for t in range(n_rounds):
+            honest[k, t] = values[output[t], evaluator[node[k, t]]]
+
+
+@njit(cache=True)
+def _add_noise(rng, sd, scores):
+    for t in range(len(scores)):
+        scores[t] = min(max(scores[t] + sd * rng.standard_normal(), 0.0), SCORE_MAX)

@@ -1,0 +1,28 @@
+"""Named random streams: every draw belongs to a (seed, trial, purpose, slot), so nothing depends on order or company."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+
+def stream(seed: int, trial: int, purpose: str, slot: int = 0) -> np.random.Generator:
+    """The generator of one purpose in one trial.
+
+    Parameters
+    ----------
+    seed : int
+        The root seed, 0 or more.
+    trial : int
+        From 0.
+    purpose : str
+        What is drawn ("output", "committee", ...). Streams of different names are independent.
+    slot : int
+        For draws that come once per committee seat: the seat. A seat has its own stream, so that the committee of
+        three is the beginning of the committee of five.
+    """
+    if seed < 0 or trial < 0:
+        raise ValueError(f"seed and trial must be 0 or more, not {seed} and {trial}")
+    key = np.random.SeedSequence([seed, trial, zlib.crc32(purpose.encode()), slot])
+    return np.random.Generator(np.random.SFC64(key))

@@ -1,0 +1,120 @@
+"""Trust rules: consensus rules with a memory, which weigh each node by how it behaved in earlier rounds.
+
+A rule is a pair of functions. ``start(n_nodes, **options)`` checks the options and returns the state, a tuple of
+arrays that begins with the weights (N,). ``advance(state, scores, node, audit)`` plays rounds in order, updates the
+state in place, and returns consensus (R,), the weights (R, K) before each round's update, and the scores (R, K) as the
+rule used them (the reported ones, unless the rule corrects scores inside).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from poq.scorelog import SCORE_MAX
+
+
+class TrustRule(NamedTuple):
+    """How a rule starts and how it advances; see the head of this module."""
+
+    start: Callable
+    advance: Callable
+
+
+class TrustRun(NamedTuple):
+    """consensus (R,); weights (R, K) of the committee before each update; final (N,) weights after the last round."""
+
+    consensus: np.ndarray
+    weights: np.ndarray
+    final: np.ndarray
+
+
+def run_trust(scores, node, n_nodes: int, *, rule: str = "paper", audit=None, **options) -> TrustRun:
+    """Play rounds in order under a trust rule.
+
+    Parameters
+    ----------
+    scores : (R, K) float array in [0, 10]
+        Reported scores.
+    node : (R, K) int array
+        Who reported them; nodes of one round differ.
+    n_nodes : int
+    rule : str
+        A key of TRUST_RULES.
+    audit : (R,) float array, optional
+        The truth of audited rounds, NaN elsewhere; a rule reads it only after that round's consensus.
+    **options
+        Of the rule; for "paper": rate, low, high, start.
+
+    Raises
+    ------
+    ValueError
+        For an unknown rule, a bad option, or arrays that do not fit.
+    """
+    if rule not in TRUST_RULES:
+        raise ValueError(f"unknown trust rule '{rule}': use one of {', '.join(TRUST_RULES)}")
+    scores = np.asarray(scores, dtype=np.float64)
+    node = np.asarray(node)
+    if scores.ndim != 2 or scores.shape != node.shape:
+        raise ValueError(f"scores and node must both be (R, K), not {scores.shape} and {node.shape}")
+    if node.size and (node.min() < 0 or node.max() >= n_nodes):
+        raise ValueError(f"node must hold numbers from 0 to {n_nodes - 1}")
+    audit = np.full(len(scores), np.nan) if audit is None else np.asarray(audit, dtype=np.float64)
+    if audit.shape != (len(scores),):
+        raise ValueError(f"audit must be (R,) = ({len(scores)},), not {audit.shape}")
+    state = TRUST_RULES[rule].start(n_nodes, **options)
+    consensus, weights, _ = TRUST_RULES[rule].advance(state, scores, node.astype(np.int32), audit)
+    return TrustRun(consensus, weights, state[0].copy())
+
+
+class PaperState(NamedTuple):
+    weights: np.ndarray
+    rate: float
+    low: float
+    high: float
+
+
+def start_paper(n_nodes: int, *, rate: float = 0.1, low: float = 0.1, high: float = 5.0, start: float = 1.0):
+    """State of Eq. 21; the values are our reconstruction, the paper does not publish its own."""
+    if not 0 < low <= start <= high < np.inf:
+        raise ValueError(f"trust bounds must satisfy 0 < low <= start <= high, not {low!r}, {start!r}, {high!r}")
+    if not 0 <= rate < 2:
+        raise ValueError(f"rate must lie in [0, 2), so that a weight stays positive, not {rate!r}")
+    return PaperState(np.full(n_nodes, float(start)), float(rate), float(low), float(high))
+
+
+def advance_paper(state: PaperState, scores, node, audit):
+    """Eq. 21 [robust2026, as told by promptfoo]: w <- clip(w (1 + rate (0.5 - d)), low, high), d = abs(s - c) / 10.
+
+    The consensus is the mean weighted by the weights before the update, the node's own score inside; only the
+    committee's nodes are updated.
+    """
+    seats = np.ascontiguousarray(scores.T)
+    consensus = np.empty(len(scores))
+    weights = np.empty_like(seats)
+    _paper_rounds(seats, np.ascontiguousarray(node.T), *state, consensus, weights)
+    return consensus, weights.T, scores
+
+
+@njit(cache=True)
+def _paper_rounds(scores, node, trust, rate, low, high, consensus, weights):
+    committee, n_rounds = scores.shape
+    for t in range(n_rounds):
+        total = 0.0
+        weighted = 0.0
+        for k in range(committee):
+            w = trust[node[k, t]]
+            weights[k, t] = w
+            total += w
+            weighted += w * scores[k, t]
+        c = weighted / total
+        consensus[t] = c
+        for k in range(committee):
+            d = abs(scores[k, t] - c) / SCORE_MAX
+            trust[node[k, t]] = min(max(weights[k, t] * (1.0 + rate * (0.5 - d)), low), high)
+
+
+TRUST_RULES: dict[str, TrustRule] = {"paper": TrustRule(start_paper, advance_paper)}
