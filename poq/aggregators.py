@@ -54,7 +54,7 @@ def _n_cut(committee: int, cut: float) -> int:
 def weighted_mean(scores, weights):
     """sum(w s) / sum(w) over the committee: (..., K) -> (...).
 
-    Weights, broadcast to the shape of scores, must not be negative. A committee without any weight takes the plain mean.
+    Weights broadcast to the shape of scores and must not be negative; a committee without any takes the plain mean.
     """
     scores = np.asarray(scores, dtype=np.float64)
     weights = np.broadcast_to(np.asarray(weights, dtype=np.float64), scores.shape)

@@ -8,12 +8,13 @@ a (K, R) array and whole seats go through one vector instruction.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from poq.scorelog import SCORE_MAX, ScoreMatrix
+from poq.scorelog import SCORE_MAX, ScoreMatrix, correlations
 from poq.streams import stream
 
 
@@ -78,8 +79,7 @@ def make_pool(
             f"({n_evaluators} evaluators in the log)"
         )
     if n_nodes < n_evaluators:
-        drawn = stream(seed, trial, "subset").permutation(n_evaluators)[:n_nodes]
-        evaluator = np.sort(drawn)
+        evaluator = stream(seed, trial, "subset").permutation(n_evaluators)[:n_nodes]
     else:
         evaluator = np.arange(n_nodes) % n_evaluators
 
@@ -128,7 +128,7 @@ def block_length(committee: int) -> int:
 def iter_outputs(pool: Pool, edges, *, seed: int, trial: int) -> Iterator[np.ndarray]:
     """The output of each round, block by block; `edges` are the round numbers at which blocks begin and end."""
     rng = stream(seed, trial, "output")
-    for begin, end in zip(edges[:-1], edges[1:]):
+    for begin, end in pairwise(edges):
         yield pool.output[(rng.random(end - begin) * len(pool.output)).astype(np.intp)]
 
 
@@ -182,20 +182,8 @@ def malicious_nodes(pool: Pool, matrix: ScoreMatrix, *, who: str = "random", see
     order = stream(seed, trial, "malicious").permutation(len(pool.evaluator))
     if who == "random":
         return order
-    skill = np.nan_to_num(_correlations(matrix), nan=-2.0)[pool.evaluator]
+    skill = np.nan_to_num(correlations(matrix), nan=-2.0)[pool.evaluator]
     return order[np.argsort(-skill[order] if who == "best" else skill[order], kind="stable")]
-
-
-def _correlations(matrix: ScoreMatrix) -> np.ndarray:
-    """Pearson correlation of each evaluator with the truth, (E,); NaN where undefined."""
-    known = ~np.isnan(matrix.values)
-    n = known.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x = np.where(known, matrix.values, 0.0)
-        x = np.where(known, x - x.sum(axis=0) / n, 0.0)
-        y = np.where(known, matrix.truth[:, None], 0.0)
-        y = np.where(known, y - y.sum(axis=0) / n, 0.0)
-        return (x * y).sum(axis=0) / np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
 
 
 @njit(cache=True)

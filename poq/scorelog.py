@@ -396,6 +396,23 @@ def reliability(log: pd.DataFrame, *, method: str = "pearson", seed: int = 0, n_
     return pd.DataFrame(rows, columns=["task", "evaluator", "correlation", "low", "high", "n"])
 
 
+def correlations(matrix: ScoreMatrix) -> np.ndarray:
+    """Pearson correlation of each evaluator with the truth, (E,); NaN where undefined."""
+    known = ~np.isnan(matrix.values)
+    n = known.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x = np.where(known, matrix.values, 0.0)
+        x = np.where(known, x - x.sum(axis=0) / n, 0.0)
+        y = np.where(known, matrix.truth[:, None], 0.0)
+        y = np.where(known, y - y.sum(axis=0) / n, 0.0)
+        return (x * y).sum(axis=0) / np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
+
+
+def best_evaluator(matrix: ScoreMatrix) -> int:
+    """Column of the evaluator with the highest Pearson correlation; the first one where none is defined."""
+    return int(np.argmax(np.nan_to_num(correlations(matrix), nan=-2.0)))
+
+
 def weighted_correlation(x: np.ndarray, y: np.ndarray, times: np.ndarray, *, method: str = "pearson") -> np.ndarray:
     """Correlation of x and y, (n,), when case i counts times[b, i] times: one value per row b of times, (B, n).
 

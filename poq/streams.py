@@ -1,4 +1,4 @@
-"""Named random streams: every draw belongs to a (seed, trial, purpose, slot), so nothing depends on order or company."""
+"""Named random streams: every draw belongs to a (seed, trial, purpose, slot), whatever else is simulated beside it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,215 @@
+"""One trial: the rounds are drawn once, and every attack, rule and pay rule that shares them is played on them.
+
+The stages are those of the paper's algorithm, each on a block of rounds: draw outputs and committees, attack, reach
+consensus, update trust, pay, add up. Nothing here knows of processes, files or progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from poq import metrics
+from poq.aggregators import leave_one_out, weighted_mean
+from poq.attacks import Context, apply_attack
+from poq.rewards import deviation, normalise_cost
+from poq.rounds import block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes
+from poq.scorelog import ScoreMatrix, best_evaluator
+from poq.streams import stream
+from poq.trust import TrustRule
+
+
+# Attacks and rules are compared by identity: the plan makes one object for each, however many rows share it.
+@dataclass(frozen=True, eq=False)
+class Attack:
+    """An attack as the engine plays it; `function` is None where nothing is attacked."""
+
+    function: Callable | None
+    options: dict = field(default_factory=dict)
+    share: float = 0.0
+    who: str = "random"
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A consensus rule as the engine plays it: a function on scores or a TrustRule, and what pay is compared with."""
+
+    function: Callable | TrustRule
+    options: dict = field(default_factory=dict)
+    reference: str = "consensus"
+
+
+class Case(NamedTuple):
+    """One row to make: an attack, a rule, and the four factors of the pay."""
+
+    attack: Attack
+    rule: Rule
+    pay: dict
+
+
+class Track(NamedTuple):
+    """A rule on its way through the rounds: its sums, its state if it has one, and its weights at marked rounds."""
+
+    sums: metrics.Sums
+    state: tuple | None
+    trust: dict
+
+
+def n_malicious(share: float, n_nodes: int) -> int:
+    """floor(share * N + 0.5); the small addition keeps 0.145 * 100 from falling below 14.5."""
+    return int(np.floor(share * n_nodes + 0.5 + 1e-9))
+
+
+def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int, trial: int) -> list[dict]:
+    """Play one trial and return one row of metrics per case.
+
+    Parameters
+    ----------
+    matrix : ScoreMatrix
+    cases : list of Case
+    draw : dict
+        What fixes the rounds: committee, n_nodes, min_available, jitter, resample, n_rounds, burn_in.
+    seed, trial : int
+    """
+    committee, n_rounds, burn_in = draw["committee"], draw["n_rounds"], draw["burn_in"]
+    shape = {name: draw[name] for name in ("n_nodes", "min_available", "jitter", "resample")}
+    pool = make_pool(matrix, committee=committee, seed=seed, trial=trial, **shape)
+    n_nodes = len(pool.evaluator)
+    node_cost = normalise_cost(matrix.evaluator_cost)[pool.evaluator]
+
+    step = block_length(committee)
+    marks = [round(n_rounds * mark / 100) for mark in metrics.TRUST_MARKS]
+    edges = sorted({*range(0, n_rounds, step), n_rounds, burn_in, *marks})
+
+    # The outputs are drawn twice, first only to be counted: ranks of the truth need to know how often each occurs.
+    count = np.zeros(len(matrix.truth))
+    for begin, output in zip(edges[:-1], iter_outputs(pool, edges, seed=seed, trial=trial)):
+        if begin >= burn_in:
+            count += np.bincount(output, minlength=len(count))
+    truth_rank = metrics.truth_ranks(matrix.truth, count)
+    tables = (matrix.truth, truth_rank, matrix.model, node_cost)
+
+    malicious = {}
+    for who, share in {(case.attack.who, case.attack.share) for case in cases}:
+        order = malicious_nodes(pool, matrix, who=who, seed=seed, trial=trial)
+        malicious[who, share] = np.zeros(n_nodes, dtype=bool)
+        malicious[who, share][order[: n_malicious(share, n_nodes)]] = True
+
+    # Every rule is played on the honest reports too; the difference is what the attack cost.
+    start = partial(_start_track, n_nodes=n_nodes, n_models=len(matrix.models))
+    honest_tracks = {case.rule: start(case.rule) for case in cases}
+    tracks: dict[Attack, dict[Rule, Track]] = {}
+    for case in cases:
+        if case.attack.function is not None and malicious[case.attack.who, case.attack.share].any():
+            tracks.setdefault(case.attack, {})[case.rule] = start(case.rule)
+    generators = {attack: stream(seed, trial, "attack") for attack in tracks}
+    shifts = {attack: np.zeros(2) for attack in tracks}  # summed shift of malicious reports, and their number
+
+    blocks = iter_rounds(pool, committee, edges, seed=seed, trial=trial)
+    for begin, (output, node, honest) in zip(edges[:-1], blocks):
+        play = partial(_play_block, node=node, output=output, tables=tables, counted=begin >= burn_in)
+        if begin in marks:
+            _mark_trust(begin, honest_tracks, *tracks.values())
+        for rule, track in honest_tracks.items():
+            play(rule, track, honest)
+        for attack, its_tracks in tracks.items():
+            hit = malicious[attack.who, attack.share][node.T].T
+            context = Context(np.arange(begin, begin + len(output)), output, matrix.model[output], node)
+            rng = generators[attack]
+            reported = apply_attack(attack.function, honest, hit, rng, context=context, **attack.options)
+            if begin >= burn_in:
+                shifts[attack] += (reported - honest).sum(), hit.sum()
+            for rule, track in its_tracks.items():
+                play(rule, track, reported)
+    _mark_trust(n_rounds, honest_tracks, *tracks.values())
+
+    model_cost = normalise_cost(matrix.model_cost)
+    shared = {
+        "n_outputs": len(np.unique(pool.output)),
+        "outputs_dropped": pool.dropped,
+        "cost_known": bool((~np.isnan(matrix.evaluator_cost)).any() and (~np.isnan(matrix.model_cost)).any()),
+        **metrics.baseline_row(matrix.values, matrix.truth, count, best_evaluator(matrix)),
+    }
+    rows = []
+    for case in cases:
+        bad = malicious[case.attack.who, case.attack.share]
+        honest_track = honest_tracks[case.rule]
+        track = tracks.get(case.attack, {}).get(case.rule, honest_track)
+        rows.append(
+            {
+                "n_malicious": int(bad.sum()),
+                **shared,
+                **_row(track, honest_track, bad, case.pay, matrix, pool, node_cost, model_cost, committee, marks),
+                **_shift_row(shifts.get(case.attack), count.sum() * committee, bad),
+                **metrics.accuracy_row(track.sums, truth_rank, count),
+            }
+        )
+    return rows
+
+
+def _start_track(rule: Rule, *, n_nodes: int, n_models: int) -> Track:
+    state = rule.function.start(n_nodes, **rule.options) if isinstance(rule.function, TrustRule) else None
+    return Track(metrics.start_sums(n_nodes, n_models), state, {})
+
+
+def _mark_trust(number: int, *groups: dict[Rule, Track]) -> None:
+    for track in (track for group in groups for track in group.values()):
+        if track.state is not None:
+            track.trust[number] = track.state[0].copy()
+
+
+def _play_block(rule: Rule, track: Track, reported, *, node, output, tables, counted: bool) -> None:
+    """Consensus and trust update for a block of rounds, then pay and sums if the rounds count."""
+    truth, truth_rank, model, node_cost = tables
+    leave_out = counted and rule.reference == "leave_one_out"
+    reference = None
+    if track.state is None:
+        consensus_of = partial(rule.function, **rule.options)
+        consensus = consensus_of(reported)
+        reference = leave_one_out(reported, consensus_of) if leave_out else consensus
+    else:
+        no_audit = np.full(len(output), np.nan)
+        consensus, weights, used = rule.function.advance(track.state, reported, node, no_audit)
+        reference = _weighted_leave_one_out(used, weights) if leave_out else consensus
+    if counted:
+        off = deviation(reported, reference)
+        metrics.add_rounds(track.sums, output, node, consensus, off, truth, truth_rank, model, node_cost)
+
+
+def _weighted_leave_one_out(scores, weights):
+    committee = scores.shape[1]
+    others = [np.delete(np.arange(committee), k) for k in range(committee)]
+    return np.stack([weighted_mean(scores[:, keep], weights[:, keep]) for keep in others]).T
+
+
+def _row(track, honest_track, bad, pay, matrix, pool, node_cost, model_cost, committee, marks) -> dict[str, float]:
+    now = metrics.pay_per_round(track.sums, bad, node_cost, model_cost, pay=pay)
+    before = metrics.pay_per_round(honest_track.sums, bad, node_cost, model_cost, pay=pay)
+    seats = track.sums.node[:, 0]
+    raw_cost = matrix.evaluator_cost[pool.evaluator]
+    row = {
+        **metrics.evaluator_pay_row(
+            track.sums, bad, node_cost, committee, alpha=pay["evaluator_alpha"], beta=pay["evaluator_beta"]
+        ),
+        **metrics.inference_pay_row(
+            track.sums, model_cost, matrix.models, alpha=pay["inference_alpha"], beta=pay["inference_beta"]
+        ),
+        **{f"inflation_{name}": now[name] - before[name] for name in now},
+        "verification_cost": float((seats * raw_cost).sum() / seats.sum() * committee),
+    }
+    for percent, mark in zip(metrics.TRUST_MARKS, marks):
+        weights = track.trust.get(mark, np.full(len(bad), np.nan))
+        row[f"malicious_trust_{percent}"] = float(weights[bad].sum() / weights.sum())
+    return row
+
+
+def _shift_row(shift, n_reports: float, bad) -> dict[str, float]:
+    """Realised mean shift of a malicious report, and of a report, in points."""
+    if shift is None:
+        return {"attack_shift": 0.0 if bad.any() else float("nan"), "attack_shift_all": 0.0}
+    total, reports = shift
+    return {"attack_shift": total / reports if reports else float("nan"), "attack_shift_all": total / n_reports}

@@ -1,0 +1,414 @@
+"""Simulation: scenarios in, one row of metrics per (scenario, trial) out.
+
+``run`` checks everything first, plans jobs of scenarios that share their rounds, and plays them here, in processes or
+on any executor. The rows depend on (log, scenario, seed, trial) only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import json
+import numbers
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from poq import jobs
+from poq.aggregators import AGGREGATORS
+from poq.attacks import ATTACKS, Context, apply_attack
+from poq.engine import Attack, Case, Rule
+from poq.rounds import make_pool
+from poq.scorelog import ScoreMatrix, check_log, score_matrix
+from poq.trust import TRUST_RULES, TrustRule
+
+CHOICES = {
+    "malicious_nodes": ("random", "best", "worst"),
+    "pay_reference": ("consensus", "leave_one_out"),
+    "resample": ("none", "items"),
+}
+PAY = ("inference_alpha", "inference_beta", "evaluator_alpha", "evaluator_beta")
+DRAW = ("committee", "n_nodes", "min_available", "jitter", "resample", "n_rounds", "burn_in")
+MATRIX = ("task", "calibration", "truth_range")
+OPTIONS = ("rule_options", "attack_options")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One setting of the mechanism; field names are column names of the result.
+
+    Parameters
+    ----------
+    task : str
+        A task of the score log.
+    rule : str
+        A key of AGGREGATORS or TRUST_RULES.
+    attack : str
+        A key of ATTACKS.
+    malicious_share : float in [0, 1]
+        rho; floor(rho N + 0.5) nodes are malicious.
+    committee : int
+        K.
+    n_nodes : int, optional
+        N; one node per evaluator model of the log by default.
+    n_rounds : int
+        T.
+    rule_options, attack_options : mapping
+        Keyword options of the rule and the attack.
+    calibration, truth_range
+        As in :func:`poq.scorelog.score_matrix`.
+    burn_in : int
+        Rounds at the start that are played but left out of the metrics.
+    jitter : float
+        S.d. of a node's own noise, points, where several nodes run one evaluator model.
+    min_available : int, optional
+        Outputs that fewer nodes scored leave the draw; K by default.
+    malicious_nodes : "random", "best" or "worst"
+        Which nodes turn malicious: a random set, or by how well their evaluator tracks the truth.
+    pay_reference : "consensus" or "leave_one_out"
+        What an evaluator's score is compared with for its pay.
+    resample : "none" or "items"
+        "items": each trial plays on a bootstrap sample of the log's items, so that the spread between trials says how
+        far a result hangs on the items at hand.
+    inference_alpha, inference_beta, evaluator_alpha, evaluator_beta : float
+        Factors of quality and cost in the pay of each role.
+
+    Raises
+    ------
+    ValueError
+        Names the field and the value at fault.
+    """
+
+    task: str
+    rule: str = "mean"
+    attack: str = "none"
+    malicious_share: float = 0.0
+    committee: int = 5
+    n_nodes: int | None = None
+    n_rounds: int = 5000
+    rule_options: Mapping = field(default_factory=dict, hash=False)
+    attack_options: Mapping = field(default_factory=dict, hash=False)
+    calibration: str | tuple | Mapping = field(default="minmax", hash=False)
+    truth_range: tuple | None = None
+    burn_in: int = 0
+    jitter: float = 0.5
+    min_available: int | None = None
+    malicious_nodes: str = "random"
+    pay_reference: str = "consensus"
+    resample: str = "none"
+    inference_alpha: float = 0.7
+    inference_beta: float = 0.3
+    evaluator_alpha: float = 0.7
+    evaluator_beta: float = 0.3
+
+    def __post_init__(self):
+        def keep(name, value):
+            object.__setattr__(self, name, value)
+
+        for name in ("task", "rule", "attack"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a text, not {getattr(self, name)!r}")
+        for name in ("committee", "n_rounds", "burn_in"):
+            keep(name, _whole(name, getattr(self, name), least=0 if name == "burn_in" else 1))
+        for name in ("n_nodes", "min_available"):
+            if getattr(self, name) is not None:
+                keep(name, _whole(name, getattr(self, name), least=1))
+        for name in ("malicious_share", "jitter", *PAY):
+            keep(name, _real(name, getattr(self, name)))
+        if not 0 <= self.malicious_share <= 1:
+            raise ValueError(f"malicious_share must lie in [0, 1], not {self.malicious_share!r}")
+        if self.jitter < 0:
+            raise ValueError(f"jitter must be 0 or more, not {self.jitter!r}")
+        if self.burn_in >= self.n_rounds:
+            raise ValueError(f"burn_in ({self.burn_in}) must be smaller than n_rounds ({self.n_rounds})")
+        if self.rule not in AGGREGATORS and self.rule not in TRUST_RULES:
+            raise ValueError(f"unknown rule '{self.rule}': use one of {', '.join([*AGGREGATORS, *TRUST_RULES])}")
+        if self.attack not in ATTACKS:
+            raise ValueError(f"unknown attack '{self.attack}': use one of {', '.join(ATTACKS)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} '{getattr(self, name)}': use one of {', '.join(choices)}")
+        if self.pay_reference == "leave_one_out" and self.committee < 2:
+            raise ValueError("pay_reference 'leave_one_out' needs committee 2 or more, not 1")
+        for name in OPTIONS:
+            options = getattr(self, name)
+            if not isinstance(options, Mapping):
+                raise ValueError(f"{name} must be a mapping, not {options!r}")
+            keep(name, dict(options))
+        for name in ("calibration", "truth_range"):
+            if isinstance(getattr(self, name), list | np.ndarray):
+                keep(name, tuple(getattr(self, name)))
+        _check_options(self.rule, _rule_function(self.rule), self.rule_options, skip=2)
+        _check_options(self.attack, ATTACKS[self.attack], self.attack_options, skip=3)
+        self._try_functions()
+
+    def _try_functions(self) -> None:
+        """Call rule and attack once on a committee of this size: a bad option value fails here, not after an hour."""
+        scores = np.full((2, self.committee), 5.0)
+        node = np.tile(np.arange(self.committee), (2, 1))
+        context = Context(np.arange(2), np.zeros(2, int), np.zeros(2, int), node)
+        rng = np.random.default_rng(0)
+        try:
+            apply_attack(ATTACKS[self.attack], scores, scores > 0, rng, context=context, **self.attack_options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"attack '{self.attack}': {error}") from error
+        try:
+            if self.rule in TRUST_RULES:
+                TRUST_RULES[self.rule].start(self.committee, **self.rule_options)
+            else:
+                AGGREGATORS[self.rule](scores, **self.rule_options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"rule '{self.rule}': {error}") from error
+
+
+def _whole(name: str, value, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, not {value}")
+    return int(value)
+
+
+def _real(name: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not np.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    return float(value)
+
+
+def _rule_function(rule: str) -> Callable | TrustRule:
+    return TRUST_RULES[rule] if rule in TRUST_RULES else AGGREGATORS[rule]
+
+
+def _check_options(name: str, function, options: Mapping, *, skip: int) -> None:
+    start = function.start if isinstance(function, TrustRule) else function
+    parameters = inspect.signature(start).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "context"]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"unknown option '{option}' of '{name}': it has {', '.join(known) or 'none'}")
+
+
+def grid(**lists) -> list[Scenario]:
+    """All combinations of the given field values, the last field fastest.
+
+    A list, tuple, range or array varies its field; anything else is one value for all. For `calibration` and
+    `truth_range`, where a tuple is one value, only a list varies.
+
+    Examples
+    --------
+    >>> [s.rule for s in grid(task="qa", rule=["mean", "median"], committee=3)]
+    ['mean', 'median']
+    """
+    names = {f.name for f in dataclasses.fields(Scenario)}
+    for name in lists:
+        if name not in names:
+            raise ValueError(f"unknown field '{name}' of Scenario: it has {', '.join(sorted(names))}")
+
+    def choices(name, value):
+        varies = (list,) if name in ("calibration", "truth_range") else (list, tuple, range, np.ndarray)
+        return list(value) if isinstance(value, varies) else [value]
+
+    expanded = [choices(name, value) for name, value in lists.items()]
+    return [Scenario(**dict(zip(lists, values))) for values in itertools.product(*expanded)]
+
+
+def run(
+    log: pd.DataFrame,
+    scenarios: Sequence[Scenario] | Scenario,
+    *,
+    trials: int,
+    seed: int,
+    executor: Executor | None = None,
+    out=None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Simulate scenarios.
+
+    Parameters
+    ----------
+    log : DataFrame
+        A score log.
+    scenarios : sequence of Scenario
+    trials : int
+        Independent repetitions; trial i is the same whatever their number.
+    seed : int
+        Root seed, 0 or more.
+    executor : concurrent.futures.Executor, optional
+        Where jobs run. By default they run in this process when the work is estimated under ten seconds, and in one
+        process per core above.
+    out : path, optional
+        A folder that keeps finished jobs as Parquet parts. The same call completes what is missing; a call with
+        another log, scenario list, seed or number of trials is refused.
+    progress : bool
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    DataFrame
+        One row per (scenario, trial), in that order: the fields of the scenario (options as JSON text), trial,
+        and the metrics described in :mod:`poq.metrics`.
+
+    Raises
+    ------
+    ValueError
+        Before any work starts, naming what does not fit.
+    """
+    scenarios = [scenarios] if isinstance(scenarios, Scenario) else list(scenarios)
+    trials, seed = _whole("trials", trials, least=1), _whole("seed", seed, least=0)
+    for number, scenario in enumerate(scenarios):
+        if not isinstance(scenario, Scenario):
+            raise ValueError(f"scenarios[{number}] is no Scenario but {type(scenario).__name__}")
+    if not scenarios:
+        raise ValueError("scenarios must not be empty")
+    log = check_log(log)
+    plan, matrices = _plan(log, scenarios, trials=trials, seed=seed)
+    identity = {"log": jobs.hash_log(log), "scenarios": [_text_fields(s) for s in scenarios]} if out else {}
+    rows = jobs.execute(
+        plan, matrices, seed=seed, trials=trials, executor=executor, out=out, identity=identity, progress=progress
+    )
+    return _frame(scenarios, rows)
+
+
+def _plan(log: pd.DataFrame, scenarios: list[Scenario], *, trials: int, seed: int):
+    """Groups of scenarios that share their rounds, and the matrices they play on; all input is checked here."""
+    matrices: dict[str, ScoreMatrix] = {}
+    groups: dict[str, jobs.Group] = {}
+    attacks: dict[str, Attack] = {}
+    rules: dict[str, Rule] = {}
+    for number, scenario in enumerate(scenarios):
+        fields = _text_fields(scenario)
+        matrix_key = json.dumps([fields[name] for name in MATRIX])
+        if matrix_key not in matrices:
+            matrices[matrix_key] = score_matrix(log, **{name: getattr(scenario, name) for name in MATRIX})
+        key = json.dumps([matrix_key, *(fields[name] for name in DRAW)])
+        if key not in groups:
+            draw = {name: getattr(scenario, name) for name in DRAW}
+            _check_pool(matrices[matrix_key], draw, trials=trials, seed=seed)
+            groups[key] = jobs.Group(matrix_key, draw, [], [])
+        attack_fields = ("attack", "attack_options", "malicious_share", "malicious_nodes")
+        attack_key = json.dumps([fields[name] for name in attack_fields])
+        rule_key = json.dumps([fields[name] for name in ("rule", "rule_options", "pay_reference")])
+        if attack_key not in attacks:
+            function = None if scenario.attack == "none" else ATTACKS[scenario.attack]
+            attacks[attack_key] = Attack(
+                function, scenario.attack_options, scenario.malicious_share, scenario.malicious_nodes
+            )
+        if rule_key not in rules:
+            rules[rule_key] = Rule(_rule_function(scenario.rule), scenario.rule_options, scenario.pay_reference)
+        pay = {name: getattr(scenario, name) for name in PAY}
+        groups[key].cases.append(Case(attacks[attack_key], rules[rule_key], pay))
+        groups[key].numbers.append(number)
+    return list(groups.values()), matrices
+
+
+def _check_pool(matrix: ScoreMatrix, draw: dict, *, trials: int, seed: int) -> None:
+    shape = {name: draw[name] for name in ("committee", "n_nodes", "min_available")}
+    # Which evaluators take part is drawn per trial only when there are fewer nodes than evaluators.
+    varies = draw["n_nodes"] is not None and draw["n_nodes"] < matrix.values.shape[1] and np.isnan(matrix.values).any()
+    for trial in range(trials if varies else 1):
+        make_pool(matrix, seed=seed, trial=trial, **shape)
+
+
+def _text_fields(scenario: Scenario) -> dict:
+    """The fields as they stand in the frame: options, and ranges where stated, as JSON text."""
+    fields = {f.name: getattr(scenario, f.name) for f in dataclasses.fields(scenario)}
+    for name in (*OPTIONS, "calibration", "truth_range"):
+        if fields[name] is not None and not isinstance(fields[name], str):
+            fields[name] = json.dumps(fields[name], sort_keys=True, default=_plain)
+    return fields
+
+
+def _plain(value):
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise ValueError(f"options must be numbers, texts or lists of them, not {value!r}")
+
+
+def _frame(scenarios: list[Scenario], rows: dict[tuple[int, int], dict]) -> pd.DataFrame:
+    fields = [_text_fields(scenario) for scenario in scenarios]
+    frame = pd.DataFrame([{**fields[number], "trial": trial, **rows[number, trial]} for number, trial in sorted(rows)])
+    for name in ("n_nodes", "min_available"):
+        frame[name] = frame[name].astype("Int64")
+    frame["truth_range"] = frame["truth_range"].astype("str").where(frame["truth_range"].notna(), None)
+    return frame
+
+
+def metric_columns(frame: pd.DataFrame) -> list[str]:
+    """Columns of a result that are measured, not set."""
+    settings = {f.name for f in dataclasses.fields(Scenario)} | {"trial"}
+    return [name for name in frame.columns if name not in settings and pd.api.types.is_numeric_dtype(frame[name])]
+
+
+def summarize(frame: pd.DataFrame, by) -> pd.DataFrame:
+    """Mean, standard error and n of every metric over trials.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As :func:`run` returns it.
+    by : str or list of str
+        Columns that tell rows apart, for example ["task", "rule", "malicious_share"].
+
+    Returns
+    -------
+    DataFrame
+        Long: the columns of `by`, then metric, mean, standard_error, n. Undefined values are left out of mean and n;
+        the standard error of one value is NaN.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    for name in by:
+        if name not in frame:
+            raise ValueError(f"no column '{name}' in the frame")
+    metrics = [name for name in metric_columns(frame) if name not in by]
+    long = frame.melt(id_vars=by, value_vars=metrics, var_name="metric", value_name="value")
+    long["value"] = long["value"].astype("float64")
+    grouped = long.groupby([*by, "metric"], sort=False, dropna=False, observed=True)["value"]
+    return grouped.agg(mean="mean", standard_error="sem", n="count").reset_index()
+
+
+def compare(frame: pd.DataFrame, *, baseline: str = "mean", by=()) -> pd.DataFrame:
+    """Paired differences between rules: rule minus baseline on the same rounds, attackers and draws.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As :func:`run` returns it, with rows of the baseline rule.
+    baseline : str
+        The rule that is subtracted, with its default options.
+    by : list of str
+        Columns to keep apart, beside rule and rule_options.
+
+    Returns
+    -------
+    DataFrame
+        Long: the columns of `by`, rule, rule_options, metric, difference, standard_error, n.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    settings = [f.name for f in dataclasses.fields(Scenario) if f.name not in ("rule", "rule_options")]
+    pair = [name for name in (*settings, "trial") if name in frame]
+    base = frame[(frame["rule"] == baseline) & (frame["rule_options"] == "{}")]
+    if base.empty:
+        raise ValueError(f"the frame has no rows of the baseline rule '{baseline}' with its default options")
+    metrics = metric_columns(frame)
+    keys = pd.MultiIndex.from_frame(frame[pair].astype("object").where(frame[pair].notna(), ""))
+    base_keys = pd.MultiIndex.from_frame(base[pair].astype("object").where(base[pair].notna(), ""))
+    row = base_keys.get_indexer(keys)
+    if (row < 0).any():
+        raise ValueError(f"{int((row < 0).sum())} row(s) have no row of '{baseline}' with the same settings and trial")
+    differences = frame[[*settings, "rule", "rule_options", "trial"]].copy()
+    values = frame[metrics].to_numpy(dtype=float) - base[metrics].to_numpy(dtype=float)[row]
+    differences = pd.concat([differences, pd.DataFrame(values, columns=metrics, index=frame.index)], axis=1)
+    differences = differences[differences["rule"] != baseline]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        summary = summarize(differences, [*by, "rule", "rule_options"])
+    return summary.rename(columns={"mean": "difference"})
