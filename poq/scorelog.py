@@ -228,6 +228,41 @@ def tasks(log: pd.DataFrame) -> list[str]:
     return sorted(log["task"].unique())
 
 
+def with_truth(log: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The log with another column of numbers in the place of its truth; rows where that is empty are left out.
+
+    Raises
+    ------
+    ScoreLogError
+        If the log has no such column, or no number in it.
+    """
+    if column not in log:
+        raise ScoreLogError(f"log: missing column '{column}' (found: {', '.join(map(str, log.columns))})")
+    value = _number(log[column].reset_index(drop=True), column, "log").to_numpy()
+    return check_log(log.assign(truth=value)[~np.isnan(value)])
+
+
+def reference_free(log: pd.DataFrame) -> pd.DataFrame:
+    """The rows of evaluators that read no reference answer, where the log marks them in a column `reference_based`.
+
+    Raises
+    ------
+    ScoreLogError
+        If the log has no such column, or marks every evaluator of a task.
+    """
+    if "reference_based" not in log:
+        raise ScoreLogError("log: missing column 'reference_based', which marks evaluators that read the reference")
+    mark = log["reference_based"].astype("str").str.lower()
+    unknown = np.flatnonzero(~mark.isin(["true", "false"]))
+    if len(unknown):
+        raise ScoreLogError(f"log: column 'reference_based' is neither true nor false in row {unknown[0] + 1}")
+    free = log[(mark == "false").to_numpy()]
+    lost = sorted(set(log["task"]) - set(free["task"]))
+    if lost:
+        raise ScoreLogError(f"log: task '{lost[0]}' has no evaluator with 'reference_based' false")
+    return free.reset_index(drop=True)
+
+
 def score_matrix(log: pd.DataFrame, *, task: str, calibration="minmax", truth_range=None) -> ScoreMatrix:
     """The scores of one task as a matrix on the scale 0 to 10.
 
