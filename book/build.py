@@ -1,0 +1,621 @@
+"""Build the book: check, execute what changed, render, check the pages, and only then replace the last good book.
+
+``python book/build.py book [--profile fast]`` builds the book; ``python book/build.py chapter STEM "n_rounds=20000"``
+runs one chapter with other parameters and renders it on its own. The Makefile calls both.
+
+The steps: (1) copy this folder to a stage; (2) check every parameter; (3) execute the chapters that changed, two at a
+time, each in a process of its own; (4) strip what differs from run to run; (5) put a chapter into the cache, and from
+there into the stage, only if every cell ran; (6) render with execution off; (7) check the pages. The last good pages
+are replaced in one step at the very end, so a failure costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from book.check import check_html  # noqa: E402
+from poq.chapters import (  # noqa: E402
+    ParameterError,
+    check_parameters,
+    check_together,
+    find_chapter,
+    list_chapters,
+    parse_assignments,
+    read_parameters,
+)
+from poq.provenance import code_state, file_hash, plain, versions  # noqa: E402
+
+BOOK = ROOT / "book"
+OUT = BOOK / "_build"
+PROFILES = ("full", "fast")
+WORKERS = 2
+KEPT_PER_CHAPTER = 12  # executions of one chapter that stay in the cache
+FAST_BANNER = "Fast profile: small sizes that only check the build. The numbers on these pages are not results."
+
+
+class BuildError(Exception):
+    """The build cannot go on; the message is one line (or one line per fault) for the user."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chapter to execute: its notebook, the values given to it, all its values, and the key of its content."""
+
+    stem: str
+    source: Path
+    given: dict[str, Any]
+    values: dict[str, Any]
+    profile: str
+    key: str
+
+
+# ---------------------------------------------------------------------------------------------- the two commands
+
+
+def build_book(*, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> Path:
+    """Build the whole book and return its first page.
+
+    Raises
+    ------
+    ParameterError, BuildError
+        Before any work for bad input; otherwise after it, with the last good book untouched.
+    """
+    target = (out if profile == "full" else out / profile) / "html"
+    with _lock(out), _stage(book) as stage:
+        _finish_swap(target)
+        jobs = plan(book, profile, {stem: {} for stem in list_chapters(book)})
+        entries = execute(jobs, stage, out)
+        for job in jobs:
+            _unpack(entries[job.stem], job.stem, stage)
+        runs = [_read_json(entries[job.stem] / "run.json") for job in jobs]
+        status = {"profile": profile, **code_state(), "versions": versions(), "chapters": runs}
+        write_status(stage, status)
+        html = render(stage, out, banner=FAST_BANNER if profile == "fast" else "")
+        if (stage / "chapters" / "results").is_dir():
+            shutil.copytree(stage / "chapters" / "results", html / "results")
+        (html / "status.json").write_text(json.dumps(status, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _refuse(check_html(html, toc_pages(stage)))
+        _swap(html, target)
+    return target / "intro.html"
+
+
+def build_chapter(stem: str, text: str = "", *, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> Path:
+    """Run one chapter with parameters such as ``"n_rounds=20000 committee=7"``; return its page.
+
+    The page stands in a folder of its own, named after the parameters. The book is not touched.
+    """
+    notebook = find_chapter(stem, book)
+    kinds = {name: parameter.kind for name, parameter in read_parameters(notebook).items()}
+    given = parse_assignments(text, kinds)
+    if isinstance(given.get("log"), str):
+        given["log"] = str(Path(given["log"]).expanduser().resolve())
+    [job] = plan(book, profile, {stem: given})
+    target = out / "chapters" / stem / _slug(given, profile)
+    with _stage(book) as stage:
+        for other in list_chapters(stage).values():
+            if other.stem != stem:
+                other.unlink()
+        entries = execute([job], stage, out)
+        _unpack(entries[stem], stem, stage)
+        _alone(stage, stem)
+        words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "its own parameters"
+        banner = f"One chapter on its own, with {words}." + (f" {FAST_BANNER}" if profile == "fast" else "")
+        html = render(stage, out, banner=banner, strict=False)
+        results = stage / "chapters" / "results"
+        if results.is_dir():
+            shutil.copytree(results, html / "results")
+        shutil.copy(entries[stem] / "run.json", html / "run.json")
+        _refuse(check_html(html, [f"chapters/{stem}"]))
+        with _lock(out):
+            _finish_swap(target)
+            _swap(html, target)
+    return target / "chapters" / f"{stem}.html"
+
+
+# ------------------------------------------------------------------------------------------------ 2: plan, check
+
+
+def plan(book: Path, profile: str, given: dict[str, dict[str, Any]]) -> list[Job]:
+    """Check everything that can be checked before any work, and return one job per chapter.
+
+    Parameters
+    ----------
+    book : Path
+        The folder of the book.
+    profile : str
+        "full" (the chapters' own sizes) or "fast".
+    given : dict
+        Values by chapter, on top of the profile's.
+    """
+    sizes = _profile_sizes(book, profile)
+    known = list_chapters(book)
+    for stem in sizes["chapters"]:
+        if stem not in known:
+            raise BuildError(f"profiles.yml: {profile}: there is no chapter {stem!r}")
+    common = _content_key([path for path in _code_files() if path.is_file()], ROOT)
+    logs: dict[Path, dict[str, int]] = {}
+    jobs = []
+    for stem, extra in given.items():
+        source = find_chapter(stem, book)
+        parameters = read_parameters(source)
+        small = {name: value for name, value in sizes["all"].items() if name in parameters}
+        wanted = check_parameters(source, {**small, **sizes["chapters"].get(stem, {}), **extra})
+        values = {name: wanted.get(name, parameter.default) for name, parameter in parameters.items()}
+        tasks = None
+        if values.get("log") is not None:
+            log = (source.parent / values["log"]).resolve()
+            if log not in logs:
+                logs[log] = _evaluators_by_task(stem, log, values["log"])
+            tasks = logs[log]
+        check_together(stem, values, tasks, str(values.get("log")))
+        files = [source, *_files_below(book / "data")]
+        content = [common, _content_key(files, book), json.dumps(plain(wanted), sort_keys=True), profile]
+        if values.get("log") is not None:
+            content.append(file_hash(log))
+        key = hashlib.sha256("\n".join(content).encode()).hexdigest()[:24]
+        jobs.append(Job(stem, source, wanted, values, profile, key))
+    return jobs
+
+
+def _profile_sizes(book: Path, profile: str) -> dict[str, dict]:
+    if profile not in PROFILES:
+        raise BuildError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+    path = book / "profiles.yml"
+    sizes = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
+    chosen = sizes.get(profile) or {}
+    return {"all": chosen.get("all") or {}, "chapters": chosen.get("chapters") or {}}
+
+
+def _evaluators_by_task(stem: str, log: Path, said: str) -> dict[str, int]:
+    """Number of evaluators per task of a log; a log that cannot be used is an error that names it."""
+    from poq.scorelog import ScoreLogError, read_score_log
+
+    if not log.exists():
+        raise ParameterError(f"{stem}: log: no such file: {said}")
+    try:
+        frame = read_score_log(log)
+    except (ScoreLogError, OSError) as error:
+        raise ParameterError(f"{stem}: log {said}: {' '.join(str(error).split())}") from None
+    return {str(task): int(count) for task, count in frame.groupby("task")["evaluator"].nunique().items()}
+
+
+def _code_files() -> list[Path]:
+    return [*sorted((ROOT / "poq").rglob("*.py")), BOOK / "execute.py", ROOT / "requirements.lock"]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _content_key(files: list[Path], root: Path) -> str:
+    digest = hashlib.sha256(sys.version.encode())
+    for path in files:
+        digest.update(f"{path.relative_to(root).as_posix()}:{file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------- 3-5: execute
+
+
+def execute(jobs: list[Job], stage: Path, out: Path) -> dict[str, Path]:
+    """Execute the jobs that are not in the cache, and return the cache folder of every chapter.
+
+    A chapter that fails is named at once; the others still finish and are kept for the next time.
+    """
+    entries = {job.stem: _entry(out, job) for job in jobs}
+    waiting = [job for job in jobs if not (entries[job.stem] / "run.json").is_file()]
+    if not waiting:
+        return entries
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="poq-run-") as folder, _progress(len(waiting)) as (show, advance):
+        running: dict[str, tuple[Job, subprocess.Popen, float]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < WORKERS:
+                    job = waiting.pop(0)
+                    running[job.stem] = (job, _launch(job, stage, Path(folder), out), time.monotonic())
+                show(list(running))
+                for stem, (job, process, begun) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[stem]
+                    seconds = time.monotonic() - begun
+                    fault = _collect(job, process, Path(folder), out, seconds)
+                    advance(f"{stem}: {fault}" if fault else f"{stem}: done in {seconds:.1f} s")
+                    if fault:
+                        failed.append(f"chapter {stem} failed: {fault} (see {_shown(out / 'logs' / f'{stem}.log')})")
+                time.sleep(0.1)
+        finally:
+            _stop([process for _, process, _ in running.values()])
+    _refuse(failed)
+    return entries
+
+
+def _entry(out: Path, job: Job) -> Path:
+    return out / ".cache" / "chapters" / job.stem / job.key
+
+
+def _launch(job: Job, stage: Path, folder: Path, out: Path) -> subprocess.Popen:
+    """Start one chapter in a process group of its own, so that Ctrl-C reaches it only through us."""
+    work = folder / job.stem
+    work.mkdir()
+    (work / "parameters.json").write_text(json.dumps(plain(job.given)), encoding="utf-8")
+    keep = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTHONWARNINGS")}
+    one_thread = {
+        f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR", "NUMBA")
+    }
+    home = out / ".cache" / "home"  # a reader's own IPython start-up files must not change the book
+    environment = {
+        **keep,
+        **one_thread,
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "TQDM_DISABLE": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "JUPYTER_PLATFORM_DIRS": "1",
+        "IPYTHONDIR": str(home / "ipython"),
+        "MPLCONFIGDIR": str(home / "matplotlib"),
+        "POQ_RESULTS": str(work / "results"),
+        "POQ_PROFILE": job.profile,
+    }
+    for name in ("ipython", "matplotlib"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(BOOK / "execute.py"), str(job.source), str(work / "notebook.ipynb")]
+    with open(out / "logs" / f"{job.stem}.log", "w", encoding="utf-8") as log:
+        return subprocess.Popen(
+            [*command, str(work / "parameters.json")],
+            cwd=stage / "chapters",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=open(work / "stdout", "wb"),
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _collect(job: Job, process: subprocess.Popen, folder: Path, out: Path, seconds: float) -> str | None:
+    """Move a finished chapter into the cache in one step; return what went wrong, or None."""
+    work = folder / job.stem
+    if process.returncode != 0 or not (work / "notebook.ipynb").is_file():
+        lines = (work / "stdout").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        try:
+            return json.loads(lines[-1])["error"]
+        except (IndexError, KeyError, ValueError, TypeError):
+            return f"the process ended with status {process.returncode}"
+    results = work / "results" / job.stem
+    fault = _record_fault(job, results)
+    if fault:
+        return fault
+    run = {
+        "chapter": job.stem,
+        "profile": job.profile,
+        "parameters": plain(job.values),
+        "seconds": round(seconds, 2),
+        **code_state(),
+        "versions": versions(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    part = _entry(out, job).with_name(f".part-{os.getpid()}-{job.key}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    shutil.copy(work / "notebook.ipynb", part / "notebook.ipynb")
+    if results.is_dir():
+        shutil.copytree(results, part / "results")
+    (part / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    entry = _entry(out, job)
+    shutil.rmtree(entry, ignore_errors=True)
+    part.rename(entry)
+    _prune(entry.parent)
+    return None
+
+
+def _record_fault(job: Job, results: Path) -> str | None:
+    """A run record must hold every parameter of the chapter with the value that was asked for."""
+    for path in sorted(results.glob("*.json")) if results.is_dir() else []:
+        recorded = _read_json(path)["parameters"]
+        wanted = plain(job.values)
+        if recorded != wanted:
+            names = sorted(name for name in {*recorded, *wanted} if recorded.get(name, path) != wanted.get(name, path))
+            return f"the run record {path.name} differs from the chapter's parameters in: {', '.join(names)}"
+    return None
+
+
+def _prune(folder: Path) -> None:
+    entries = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in entries[KEPT_PER_CHAPTER:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    """End chapters that still run: politely, so that they end their kernels, then by force."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + 6
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[list[str]], None], Callable[[str], None]]]:
+    """A progress bar on a terminal, plain lines elsewhere: ``show(running)`` and ``advance(line)``."""
+    if not sys.stderr.isatty():
+        seen: set[str] = set()
+
+        def show(running: list[str]) -> None:
+            for stem in running:
+                if stem not in seen:
+                    seen.add(stem)
+                    print(f"{stem}: executing ({len(seen)} of {total})", file=sys.stderr, flush=True)
+
+        yield show, lambda line: print(line, file=sys.stderr, flush=True)
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc="chapters", unit="chapter", dynamic_ncols=True) as bar:
+
+        def update(running: list[str]) -> None:
+            words = ", ".join(running)
+            if bar.postfix != words:
+                bar.set_postfix_str(words, refresh=False)
+            if time.monotonic() - update.shown > 0.5:
+                update.shown = time.monotonic()
+                bar.refresh()
+
+        update.shown = 0.0
+
+        def advance(line: str) -> None:
+            bar.update()
+            bar.write(line, file=sys.stderr)
+
+        yield update, advance
+
+
+# ------------------------------------------------------------------------------------------ 1: stage, 6: render
+
+
+@contextlib.contextmanager
+def _stage(book: Path) -> Iterator[Path]:
+    """Copy the book's sources to a folder of their own (Sphinx ignores whatever lies under ``_build``)."""
+    with tempfile.TemporaryDirectory(prefix="poq-book-") as folder:
+        stage = Path(folder).resolve() / "book"
+        skipped = shutil.ignore_patterns("_build", "__pycache__", ".ipynb_checkpoints", "results", "*.py[co]")
+        shutil.copytree(book, stage, ignore=skipped)
+        yield stage
+
+
+def _unpack(entry: Path, stem: str, stage: Path) -> None:
+    shutil.copy(entry / "notebook.ipynb", stage / "chapters" / f"{stem}.ipynb")
+    if (entry / "results").is_dir():
+        shutil.copytree(entry / "results", stage / "chapters" / "results" / stem)
+
+
+def _alone(stage: Path, stem: str) -> None:
+    """Reduce the stage to one chapter and the pages it leans on."""
+    kept = [page for page in ("notation", "bibliography") if (stage / f"{page}.md").is_file()]
+    toc = {"format": "jb-book", "root": f"chapters/{stem}", "chapters": [{"file": page} for page in kept]}
+    (stage / "_toc.yml").write_text(yaml.safe_dump(toc if kept else {**toc, "chapters": []}), encoding="utf-8")
+
+
+def render(stage: Path, out: Path, *, banner: str = "", strict: bool = True) -> Path:
+    """Render the stage with Jupyter Book, without executing anything, and return the folder of the pages.
+
+    Parameters
+    ----------
+    stage : Path
+        A copy of the book whose chapters hold their outputs.
+    out : Path
+        Where the log goes.
+    banner : str
+        Announced at the top of every page.
+    strict : bool
+        Whether a warning is an error, as it is for the whole book.
+    """
+    config = yaml.safe_load((stage / "_config.yml").read_text(encoding="utf-8"))
+    if banner:
+        config.setdefault("html", {})["announcement"] = banner
+    (stage / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    _copy_mathjax(stage / "assets" / "mathjax")
+    start = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "build", str(stage), "--path-output", str(stage.parent / "pages")]
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "SPHINX_NO_COLOR": "1", "NO_COLOR": "1"}
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*command, *(["-W", "--keep-going"] if strict else [])],
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr).replace(str(stage) + os.sep, "")
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    log = out / "logs" / "render.log"
+    log.write_text(text, encoding="utf-8")
+    html = stage.parent / "pages" / "_build" / "html"
+    if done.returncode != 0 or not html.is_dir():
+        faults = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|Error:|Exception", line)]
+        raise BuildError("\n".join([*faults[:20], f"rendering failed (see {_shown(log)})"]))
+    print(f"rendered in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
+    return html
+
+
+def _copy_mathjax(folder: Path) -> None:
+    """Put MathJax, fonts included, beside the pages: one file of an installed package."""
+    files = importlib.metadata.files("sphinx-mathjax-offline") or []
+    source = next((path for path in files if path.name == "tex-svg.js"), None)
+    if source is None:
+        raise BuildError("the package sphinx-mathjax-offline lacks tex-svg.js; run make setup")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source.locate(), folder / "tex-svg.js")
+
+
+def toc_pages(stage: Path) -> list[str]:
+    """Every page that the table of contents names or that one of its patterns finds, without ending."""
+    toc = yaml.safe_load((stage / "_toc.yml").read_text(encoding="utf-8"))
+    pages, parts = [toc["root"]], [toc]
+    while parts:
+        part = parts.pop()
+        parts += [entry for name in ("parts", "chapters", "sections") for entry in part.get(name) or []]
+        if "file" in part:
+            pages.append(part["file"])
+        if "glob" in part:
+            pages += [path.relative_to(stage).as_posix() for path in sorted(stage.glob(part["glob"])) if path.is_file()]
+    return sorted({page.removesuffix(".md").removesuffix(".ipynb") for page in pages})
+
+
+def write_status(stage: Path, status: dict[str, Any]) -> None:
+    """Fill the page ``status.md``: the line ``<!-- status -->`` becomes tables of what was run and with what."""
+    target = stage / "status.md"
+    if not target.is_file():
+        return
+    commit = status["commit"] or "unknown (no git metadata)"
+    lines = [
+        "| | |",
+        "| --- | --- |",
+        f"| profile | {status['profile']} |",
+        f"| commit | {commit}{', with uncommitted changes' if status['dirty'] else ''} |",
+        *(f"| {name} | {number} |" for name, number in status["versions"].items()),
+        "",
+        "| chapter | seed | run time (s) | executed (UTC) | commit |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for run in status["chapters"]:
+        short = (run["commit"] or "unknown")[:10] + ("+" if run["dirty"] else "")
+        seed = run["parameters"].get("seed", "-")
+        stem = run["chapter"]
+        lines.append(
+            f"| [{stem}](chapters/{stem}.ipynb) | {seed} | {run['seconds']:.1f} | {run['finished'][:16]} | {short} |"
+        )
+    lines += ["", "A + marks a commit with uncommitted changes.", "", "## Parameters of each chapter", ""]
+    for run in status["chapters"]:
+        lines += [f"**{run['chapter']}**", "", "| parameter | value |", "| --- | --- |"]
+        lines += [
+            f"| `{name}` | `{json.dumps(value, ensure_ascii=False)}` |" for name, value in run["parameters"].items()
+        ]
+        lines.append("")
+    text = target.read_text(encoding="utf-8").replace("<!-- status -->", "\n".join(lines))
+    target.write_text(text, encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------- small things
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """One build at a time per output folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BuildError(f"another build is writing to {_shown(out)}; wait for it to end") from None
+        yield
+
+
+def _swap(html: Path, target: Path) -> None:
+    """Replace a folder of pages by another: the old one stays until the new one is complete beside it."""
+    new, old = target.with_name(f"{target.name}.new"), target.with_name(f"{target.name}.old")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(html, new)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_swap(target: Path) -> None:
+    """Put the old pages back where a kill between the two renames of :func:`_swap` left none."""
+    old = target.with_name(f"{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
+def _slug(given: dict[str, Any], profile: str) -> str:
+    """A folder name for a set of parameters: readable, and different for different sets."""
+    if not given and profile == "full":
+        return "defaults"
+    words = "-".join([*([profile] if profile != "full" else []), *(f"{name}-{value}" for name, value in given.items())])
+    digest = hashlib.sha256(json.dumps([profile, plain(given)], sort_keys=True).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', words)[:60].strip('-.')}-{digest}"
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise BuildError("\n".join(faults[:30]))
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _shown(path: Path) -> str:
+    """A path as the caller would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status (1 for a failed build, 2 for bad usage, 130 when interrupted)."""
+    parser = argparse.ArgumentParser(prog="book/build.py", description="Build the book, or one chapter of it.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("book", "chapter"):
+        command = commands.add_parser(name)
+        command.add_argument("--profile", default="full", help=f"one of: {', '.join(PROFILES)}")
+        if name == "chapter":
+            command.add_argument("stem", metavar="CHAPTER")
+            command.add_argument("parameters", nargs="?", default="", metavar="PARAMETERS")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if options.command == "book":
+            page = build_book(profile=options.profile)
+        else:
+            page = build_chapter(options.stem, options.parameters, profile=options.profile)
+    except (BuildError, ParameterError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; finished chapters are kept, run the same command again to go on", file=sys.stderr)
+        return 130
+    print(f"{options.command}: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
