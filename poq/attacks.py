@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from poq.scorelog import SCORE_MAX
+from poq.streams import standard_normal
 
 
 class Context(NamedTuple):
@@ -45,7 +46,7 @@ def noise(scores, malicious, rng, *, sd: float = 3.0):
     """
     _check_strength("sd", sd)
     scores = np.asarray(scores, dtype=np.float64)
-    drawn = sd * rng.standard_normal(scores.shape)
+    drawn = sd * standard_normal(rng, scores.shape)
     return np.clip(scores + drawn * malicious, 0.0, SCORE_MAX)
 
 
@@ -74,11 +75,9 @@ def _check_strength(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number of points, 0 or more, not {value!r}")
 
 
-def apply_attack(attack: Callable, scores, malicious, rng, *, context: Context | None = None, **options):
-    """Call an attack, with the context if it asks for one."""
-    if "context" in inspect.signature(attack).parameters:
-        options["context"] = context
-    return attack(scores, malicious, rng, **options)
+def asks_for_context(attack: Callable) -> bool:
+    """Whether an attack has the keyword ``context``."""
+    return "context" in inspect.signature(attack).parameters
 
 
 ATTACKS: dict[str, Callable] = {

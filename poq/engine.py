@@ -15,9 +15,9 @@ import numpy as np
 
 from poq import metrics
 from poq.aggregators import leave_one_out, weighted_mean
-from poq.attacks import Context, apply_attack
-from poq.rewards import deviation, normalise_cost
-from poq.rounds import block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes
+from poq.attacks import Context, asks_for_context
+from poq.rewards import normalise_cost
+from poq.rounds import block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
 from poq.scorelog import ScoreMatrix, best_evaluator
 from poq.streams import stream
 from poq.trust import TrustRule
@@ -52,11 +52,15 @@ class Case(NamedTuple):
 
 
 class Track(NamedTuple):
-    """A rule on its way through the rounds: its sums, its state if it has one, and its weights at marked rounds."""
+    """A rule on its way through the rounds: its sums, its state if it has one, and its weights at marked rounds.
+
+    accurate : whether its consensus is compared with the truth, or only its pay is wanted.
+    """
 
     sums: metrics.Sums
     state: tuple | None
     trust: dict
+    accurate: bool
 
 
 def n_malicious(share: float, n_nodes: int) -> int:
@@ -101,11 +105,14 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
 
     # Every rule is played on the honest reports too; the difference is what the attack cost.
     start = partial(_start_track, n_nodes=n_nodes, n_models=len(matrix.models))
-    honest_tracks = {case.rule: start(case.rule) for case in cases}
     tracks: dict[Attack, dict[Rule, Track]] = {}
+    shown = set()
     for case in cases:
         if case.attack.function is not None and malicious[case.attack.who, case.attack.share].any():
             tracks.setdefault(case.attack, {})[case.rule] = start(case.rule)
+        else:
+            shown.add(case.rule)
+    honest_tracks = {case.rule: start(case.rule, accurate=case.rule in shown) for case in cases}
     generators = {attack: stream(seed, trial, "attack") for attack in tracks}
     shifts = {attack: np.zeros(2) for attack in tracks}  # summed shift of malicious reports, and their number
 
@@ -117,12 +124,14 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
         for rule, track in honest_tracks.items():
             play(rule, track, honest)
         for attack, its_tracks in tracks.items():
-            hit = malicious[attack.who, attack.share][node.T].T
-            context = Context(np.arange(begin, begin + len(output)), output, matrix.model[output], node)
-            rng = generators[attack]
-            reported = apply_attack(attack.function, honest, hit, rng, context=context, **attack.options)
+            hit = mark_nodes(malicious[attack.who, attack.share], node)
+            options = attack.options
+            if asks_for_context(attack.function):
+                context = Context(np.arange(begin, begin + len(output)), output, matrix.model[output], node)
+                options = {**options, "context": context}
+            reported = attack.function(honest, hit, generators[attack], **options)
             if begin >= burn_in:
-                shifts[attack] += (reported - honest).sum(), hit.sum()
+                shifts[attack] += reported.sum() - honest.sum(), hit.sum()
             for rule, track in its_tracks.items():
                 play(rule, track, reported)
     _mark_trust(n_rounds, honest_tracks, *tracks.values())
@@ -151,9 +160,9 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     return rows
 
 
-def _start_track(rule: Rule, *, n_nodes: int, n_models: int) -> Track:
+def _start_track(rule: Rule, *, n_nodes: int, n_models: int, accurate: bool = True) -> Track:
     state = rule.function.start(n_nodes, **rule.options) if isinstance(rule.function, TrustRule) else None
-    return Track(metrics.start_sums(n_nodes, n_models), state, {})
+    return Track(metrics.start_sums(n_nodes, n_models), state, {}, accurate)
 
 
 def _mark_trust(number: int, *groups: dict[Rule, Track]) -> None:
@@ -176,8 +185,9 @@ def _play_block(rule: Rule, track: Track, reported, *, node, output, tables, cou
         consensus, weights, used = rule.function.advance(track.state, reported, node, no_audit)
         reference = _weighted_leave_one_out(used, weights) if leave_out else consensus
     if counted:
-        off = deviation(reported, reference)
-        metrics.add_rounds(track.sums, output, node, consensus, off, truth, truth_rank, model, node_cost)
+        metrics.add_pay(track.sums, output, node, consensus, reported, reference, model, node_cost)
+        if track.accurate:
+            metrics.add_accuracy(track.sums, output, consensus, truth, truth_rank)
 
 
 def _weighted_leave_one_out(scores, weights):

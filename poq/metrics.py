@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from scipy import stats
 
-from poq.rewards import reward
+from poq.rewards import distance, reward
 from poq.scorelog import SCORE_MAX
 
 # Ranks of the consensus are taken in bins of 10 / 2**14 = 0.0006 points. Scores that fall into one bin count as tied.
@@ -70,32 +70,35 @@ def start_sums(n_nodes: int, n_models: int) -> Sums:
     return Sums(np.zeros(6), np.zeros((RANK_BINS, 2)), np.zeros((n_nodes, 3)), np.zeros((n_models, 3)), np.zeros(5))
 
 
-def add_rounds(sums: Sums, output, node, consensus, deviation, truth, truth_rank, model, node_cost) -> None:
-    """Add a block of rounds, in place.
+def add_accuracy(sums: Sums, output, consensus, truth, truth_rank) -> None:
+    """Add a block of rounds to what accuracy needs, in place.
 
-    output, consensus : (B,); node, deviation : (B, K); truth, truth_rank, model : (O,) by output; node_cost : (N,).
+    output, consensus : (B,); truth, truth_rank : (O,) by output.
     """
-    seats = np.ascontiguousarray(deviation.T)
-    _add_consensus(*sums[:2], sums.model, output, consensus, truth, truth_rank, model)
-    _add_pay(sums.node, sums.round, np.ascontiguousarray(node.T), seats, node_cost, np.zeros((2, len(output))))
+    _add_accuracy(sums.accuracy, sums.rank, output, consensus, truth, truth_rank)
+
+
+def add_pay(sums: Sums, output, node, consensus, scores, reference, model, node_cost) -> None:
+    """Add a block of rounds to what pay needs, in place.
+
+    output, consensus : (B,); node, scores : (B, K); reference : (B,) or (B, K); model : (O,); node_cost : (N,).
+    """
+    _add_inference_pay(sums.model, output, consensus, model)
+    seats = [np.ascontiguousarray(np.atleast_2d(array.T)) for array in (node, scores, reference)]
+    _add_evaluator_pay(sums.node, sums.round, *seats, node_cost)
 
 
 @njit(cache=True)
-def _add_consensus(accuracy, rank, by_model, output, consensus, truth, truth_rank, model):
+def _add_accuracy(accuracy, rank, output, consensus, truth, truth_rank):
     middle = SCORE_MAX / 2
     c1 = q1 = c2 = q2 = cq = absolute = 0.0
     for t in range(len(output)):
-        o = output[t]
         c = consensus[t]
-        q = truth[o]
+        q = truth[output[t]]
         absolute += abs(c - q)
         bin_ = min(int(c / SCORE_MAX * RANK_BINS), RANK_BINS - 1)
         rank[bin_, 0] += 1.0
-        rank[bin_, 1] += truth_rank[o]
-        m = model[o]
-        by_model[m, 0] += 1.0
-        by_model[m, 1] += c
-        by_model[m, 2] += c * c
+        rank[bin_, 1] += truth_rank[output[t]]
         c -= middle
         q -= middle
         c1 += c
@@ -107,26 +110,35 @@ def _add_consensus(accuracy, rank, by_model, output, consensus, truth, truth_ran
 
 
 @njit(cache=True)
-def _add_pay(by_node, by_round, node, deviation, node_cost, total):
+def _add_inference_pay(by_model, output, consensus, model):
+    for t in range(len(output)):
+        m = model[output[t]]
+        by_model[m, 0] += 1.0
+        by_model[m, 1] += consensus[t]
+        by_model[m, 2] += consensus[t] * consensus[t]
+
+
+@njit(cache=True)
+def _add_evaluator_pay(by_node, by_round, node, scores, reference, node_cost):
     committee, n_rounds = node.shape
-    for k in range(committee):
-        for t in range(n_rounds):
+    own = int(len(reference) > 1)  # every seat has a reference of its own, or the round has one for all
+    d1 = d2 = c1 = c2 = dc = 0.0
+    for t in range(n_rounds):
+        round_d = 0.0
+        round_c = 0.0
+        for k in range(committee):
             n = node[k, t]
-            d = deviation[k, t]
+            d = distance(scores[k, t], reference[own * k, t])
             by_node[n, 0] += 1.0
             by_node[n, 1] += d
             by_node[n, 2] += d * d
-            total[0, t] += d
-            total[1, t] += node_cost[n]
-    d1 = d2 = c1 = c2 = dc = 0.0
-    for t in range(n_rounds):
-        d = total[0, t]
-        c = total[1, t]
-        d1 += d
-        d2 += d * d
-        c1 += c
-        c2 += c * c
-        dc += d * c
+            round_d += d
+            round_c += node_cost[n]
+        d1 += round_d
+        d2 += round_d * round_d
+        c1 += round_c
+        c2 += round_c * round_c
+        dc += round_d * round_c
     by_round += np.array([d1, d2, c1, c2, dc])
 
 

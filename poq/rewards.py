@@ -7,8 +7,15 @@ values alpha = 0.7 and beta = 0.3 are our reconstruction.
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from poq.scorelog import SCORE_MAX
+
+
+@njit(cache=True)
+def distance(score, reference):
+    """abs(s - reference) / 10 of two numbers; compiled loops share it with :func:`deviation`."""
+    return abs(score - reference) / SCORE_MAX
 
 
 def reward(quality, cost, *, alpha: float = 0.7, beta: float = 0.3):
@@ -22,7 +29,7 @@ def deviation(scores, reference):
     reference = np.asarray(reference, dtype=np.float64)
     if reference.ndim < scores.ndim:
         reference = reference[..., None]
-    return np.abs(scores - reference) / SCORE_MAX
+    return distance.py_func(scores, reference)
 
 
 def evaluator_reward(scores, reference, cost, *, alpha: float = 0.7, beta: float = 0.3):

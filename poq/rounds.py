@@ -129,7 +129,9 @@ def iter_outputs(pool: Pool, edges, *, seed: int, trial: int) -> Iterator[np.nda
     """The output of each round, block by block; `edges` are the round numbers at which blocks begin and end."""
     rng = stream(seed, trial, "output")
     for begin, end in pairwise(edges):
-        yield pool.output[(rng.random(end - begin) * len(pool.output)).astype(np.intp)]
+        output = np.empty(end - begin, dtype=np.int32)
+        _pick(rng.random(end - begin), pool.output, output)
+        yield output
 
 
 def iter_rounds(pool: Pool, committee: int, edges, *, seed: int, trial: int) -> Iterator[tuple[np.ndarray, ...]]:
@@ -171,6 +173,14 @@ def gather(pool: Pool, output: np.ndarray, node: np.ndarray) -> np.ndarray:
     return pool.values[np.asarray(output)[:, None], pool.evaluator[node]]
 
 
+def mark_nodes(marked, node):
+    """Which committee members are marked: (N,) bool and (R, K) node numbers to (R, K) bool."""
+    seats = np.ascontiguousarray(node.T)
+    hit = np.empty(seats.shape, dtype=bool)
+    _mark(marked, seats, hit)
+    return hit.T
+
+
 def malicious_nodes(pool: Pool, matrix: ScoreMatrix, *, who: str = "random", seed: int = 0, trial: int = 0):
     """The order, (N,), in which nodes turn malicious: the first n of it are the malicious ones, so sets are nested.
 
@@ -205,6 +215,20 @@ def _draw_committees(uniform, output, first, size, nodes, scratch, node):
         for k in range(committee):
             scratch[swapped[k]] = nodes[swapped[k]]
             scratch[start + k] = nodes[start + k]
+
+
+@njit(cache=True)
+def _pick(uniform, choices, picked):
+    for t in range(len(uniform)):
+        picked[t] = choices[int(uniform[t] * len(choices))]
+
+
+@njit(cache=True)
+def _mark(marked, node, hit):
+    committee, n_rounds = node.shape
+    for k in range(committee):
+        for t in range(n_rounds):
+            hit[k, t] = marked[node[k, t]]
 
 
 @njit(cache=True)

@@ -21,7 +21,7 @@ import pandas as pd
 
 from poq import jobs
 from poq.aggregators import AGGREGATORS
-from poq.attacks import ATTACKS, Context, apply_attack
+from poq.attacks import ATTACKS, Context, asks_for_context
 from poq.engine import Attack, Case, Rule
 from poq.rounds import make_pool
 from poq.scorelog import ScoreMatrix, check_log, score_matrix
@@ -151,10 +151,11 @@ class Scenario:
         """Call rule and attack once on a committee of this size: a bad option value fails here, not after an hour."""
         scores = np.full((2, self.committee), 5.0)
         node = np.tile(np.arange(self.committee), (2, 1))
-        context = Context(np.arange(2), np.zeros(2, int), np.zeros(2, int), node)
-        rng = np.random.default_rng(0)
+        options = dict(self.attack_options)
+        if asks_for_context(ATTACKS[self.attack]):
+            options["context"] = Context(np.arange(2), np.zeros(2, int), np.zeros(2, int), node)
         try:
-            apply_attack(ATTACKS[self.attack], scores, scores > 0, rng, context=context, **self.attack_options)
+            ATTACKS[self.attack](scores, scores > 0, np.random.default_rng(0), **options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"attack '{self.attack}': {error}") from error
         try:

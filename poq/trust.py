@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from poq.scorelog import SCORE_MAX
+from poq.rewards import distance
 
 
 class TrustRule(NamedTuple):
@@ -100,6 +100,12 @@ def advance_paper(state: PaperState, scores, node, audit):
 
 
 @njit(cache=True)
+def updated_weight(weight, deviation, rate, low, high):
+    """Eq. 21 for one node: clip(w (1 + rate (0.5 - d)), low, high)."""
+    return min(max(weight * (1.0 + rate * (0.5 - deviation)), low), high)
+
+
+@njit(cache=True)
 def _paper_rounds(scores, node, trust, rate, low, high, consensus, weights):
     committee, n_rounds = scores.shape
     for t in range(n_rounds):
@@ -113,8 +119,7 @@ def _paper_rounds(scores, node, trust, rate, low, high, consensus, weights):
         c = weighted / total
         consensus[t] = c
         for k in range(committee):
-            d = abs(scores[k, t] - c) / SCORE_MAX
-            trust[node[k, t]] = min(max(weights[k, t] * (1.0 + rate * (0.5 - d)), low), high)
+            trust[node[k, t]] = updated_weight(weights[k, t], distance(scores[k, t], c), rate, low, high)
 
 
 TRUST_RULES: dict[str, TrustRule] = {"paper": TrustRule(start_paper, advance_paper)}
