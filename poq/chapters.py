@@ -172,8 +172,8 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def check_against_log(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int], log: str) -> None:
-    """Check what a chapter asks for against what its log holds.
+def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int] | None, log: str) -> None:
+    """Check a chapter's values against each other and against what its log holds.
 
     Parameters
     ----------
@@ -181,31 +181,33 @@ def check_against_log(stem: str, values: Mapping[str, Any], tasks: Mapping[str, 
         The chapter.
     values : mapping
         All its parameters, defaults included.
-    tasks : mapping of str to int
-        Number of evaluators per task of the log.
+    tasks : mapping of str to int or None
+        Number of evaluators per task of the log; None for a chapter without a log.
     log : str
         How errors call the log.
 
     Raises
     ------
     ParameterError
-        If a task is not in the log, a committee is larger than the pool of a task in use, or the burn-in leaves no
-        round.
+        If the burn-in leaves no round, a task is not in the log, or a committee is larger than the pool of a task in
+        use.
     """
+    if "burn_in" in values and "n_rounds" in values and values["burn_in"] >= values["n_rounds"]:
+        message = f"burn_in={values['burn_in']} leaves none of n_rounds={values['n_rounds']}"
+        raise ParameterError(f"{stem}: {message}")
+    if tasks is None:
+        return
     wanted = [task for name in ("task", "tasks") for task in _as_list(values.get(name))]
     for task in wanted:
         if task not in tasks:
             raise ParameterError(f"{stem}: task {task!r} is not in {log}{_suggest(task, tasks)}")
-    pools = [nodes for nodes in _as_list(values.get("n_nodes"))]
+    nodes = values.get("n_nodes")
+    committees = [size for name in ("committee", "committees") for size in _as_list(values.get(name))]
     for task in wanted or tasks:
-        pool = min(pools) if pools else tasks[task]
-        for committee in (size for name in ("committee", "committees") for size in _as_list(values.get(name))):
-            if committee > pool:
-                whose = f"n_nodes={pool}" if pools else f"the {pool} evaluators of task {task!r} in {log}"
-                raise ParameterError(f"{stem}: a committee of {committee} is larger than {whose}")
-    if "burn_in" in values and "n_rounds" in values and values["burn_in"] >= values["n_rounds"]:
-        message = f"burn_in={values['burn_in']} leaves none of n_rounds={values['n_rounds']}"
-        raise ParameterError(f"{stem}: {message}")
+        pool = tasks[task] if nodes is None else min(_as_list(nodes))
+        if committees and max(committees) > pool:
+            whose = f"the {pool} evaluators of task {task!r} in {log}" if nodes is None else f"n_nodes={pool}"
+            raise ParameterError(f"{stem}: a committee of {max(committees)} is larger than {whose}")
 
 
 def parse_assignments(text: str, kinds: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+# The project's commands. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup book chapter test lab workload bench clean
+
+# PYTHON, PROFILE, CHAPTER and PARAMS reach the recipes through the environment, so that quotes in them survive.
+export PYTHON PROFILE CHAPTER PARAMS
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## make .venv from requirements.lock (PYTHON=python3.12 chooses the Python)
+	@sh ./setup.sh
+
+book: setup  ## execute and render the book; only what changed is executed (PROFILE=fast for small sizes)
+	@.venv/bin/python book/build.py book --profile "$${PROFILE:-full}"
+
+chapter: setup  ## run one chapter with other parameters: CHAPTER=<name> PARAMS="n_rounds=20000 committee=7"
+	@.venv/bin/python book/build.py chapter --profile "$${PROFILE:-full}" -- "$$CHAPTER" "$$PARAMS"
+
+test: setup  ## lint, build and check a fast book, run the tests
+	@.venv/bin/python -m tests
+
+lab: setup  ## open the notebooks in JupyterLab
+	@cd book/chapters && exec ../../.venv/bin/jupyter-lab $$(test "$$(id -u)" -ne 0 || echo --allow-root)
+
+workload: setup  ## make the shipped score log again: real text, systems and evaluators
+	@.venv/bin/poq workload
+
+bench: setup  ## measure the engine against plain Python, numpy and other libraries
+	@.venv/bin/python -m tests.benchmarks
+
+clean:  ## remove what was built (never a study, a result made by hand, or .venv)
+	@rm -rf book/_build build .pytest_cache .ruff_cache .hypothesis
+	@find poq book tests -name __pycache__ -type d -prune -exec rm -rf {} +
