@@ -1,0 +1,131 @@
+"""The command ``poq``: check a score log, list the chapters, make the shipped score log again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+
+from poq.chapters import ParameterError, find_chapter, list_chapters, read_parameters
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return 0 for success, 1 for bad input, 2 for wrong usage, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="poq", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser("check", help="check a score log and say what is in it")
+    check.add_argument("log", metavar="LOG", help="a file that ends in .csv, .csv.gz or .parquet")
+    chapters = commands.add_parser("chapters", help="list the chapters with their parameters")
+    chapters.add_argument("chapter", nargs="?", metavar="CHAPTER", help="only this chapter")
+    commands.add_parser("workload", help="make the shipped score log again", add_help=False)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "workload":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if options.command == "check":
+            return check_log(options.log)
+        if options.command == "chapters":
+            return show_chapters(options.chapter)
+        from poq.workload.build import main as make_workload  # late: it needs the extra `workload`
+
+        return make_workload(rest) or 0
+    except BrokenPipeError:  # the reader of our output has seen enough, as in `poq chapters | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def check_log(path: str) -> int:
+    """Print what a score log holds; warnings are part of a valid log."""
+    import numpy as np
+
+    from poq.scorelog import ScoreLogError, read_score_log, score_matrix, tasks
+
+    try:
+        log = read_score_log(path)
+    except (ScoreLogError, OSError) as error:
+        return _refuse(error)
+    print(f"{path}: a valid score log, {len(log):,} rows")
+    for name in ("cost", "model_cost"):
+        known = int(log[name].notna().sum()) if name in log else 0
+        if known < len(log):
+            print(f"note: column '{name}' is {'known in ' + format(known, ',') + ' rows' if known else 'not there'}")
+    for task in tasks(log):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                matrix = score_matrix(log, task=task)
+            except ValueError as error:
+                return _refuse(error)
+        cells = matrix.values.size
+        missing = int(np.isnan(matrix.values).sum())
+        print(
+            f"\ntask {_shown(task)}: {_count(len(matrix.items), 'item')}, {_count(len(matrix.models), 'model')}, "
+            f"{_count(len(matrix.truth), 'output')}, {_count(len(matrix.evaluators), 'evaluator')}, "
+            f"{missing:,} of {cells:,} cells missing"
+        )
+        print(_evaluator_table(log[log["task"] == task], matrix))
+        truth = log.loc[log["task"] == task, "truth"]
+        if truth.min() == truth.max():
+            print(f"warning: the truth is {truth.iloc[0]:g} for every output; correlations are undefined")
+        for warning in caught:
+            print(f"warning: {_shown(str(warning.message))}")
+    return 0
+
+
+def _evaluator_table(rows, matrix) -> str:
+    """One line per evaluator: how much it scored, on which scale, and how it goes with the truth."""
+    import numpy as np
+
+    from poq.scorelog import correlations
+
+    raw = rows.groupby("evaluator")["score"]
+    low, middle, high = raw.min(), raw.mean(), raw.max()
+    width = max(9, *(len(_shown(name)) for name in matrix.evaluators))
+    lines = [f"  {'evaluator':<{width}}  {'scored':>8}  {'least':>9}  {'mean':>9}  {'largest':>9}  {'r':>6}"]
+    for column, (name, r) in enumerate(zip(matrix.evaluators, correlations(matrix))):
+        scored = int((~np.isnan(matrix.values[:, column])).sum())
+        numbers = f"{low[name]:>9.4g}  {middle[name]:>9.4g}  {high[name]:>9.4g}  {r:>6.2f}"
+        lines.append(f"  {_shown(name):<{width}}  {scored:>8,}  {numbers}")
+    return "\n".join(lines)
+
+
+def show_chapters(chapter: str | None = None) -> int:
+    """Print every chapter with its parameters: name, type, default, meaning; they are read from the notebooks."""
+    try:
+        found = {chapter: find_chapter(chapter)} if chapter else list_chapters()
+        for stem, path in found.items():
+            parameters = read_parameters(path).values()
+            print(stem)
+            signatures = [f"{entry.name}: {entry.kind} = {entry.default!r}" for entry in parameters]
+            width = min(60, max(map(len, signatures), default=0))
+            for entry, signature in zip(parameters, signatures):
+                print(f"  {signature:<{width}}  {entry.help}".rstrip())
+            print()
+    except ParameterError as error:
+        return _refuse(error)
+    if not found:
+        print("there is no chapter", file=sys.stderr)
+    return 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _shown(text: str) -> str:
+    """Text from a log without control characters, which could rewrite a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _refuse(error: Exception) -> int:
+    print(f"error: {_shown(' '.join(str(error).split()))}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
