@@ -36,9 +36,7 @@ _NUMBER_WORDS = frozenset(
     eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half quarter third
     dozen twice once""".split()
 )
-_MONTHS = frozenset(
-    "january february march april may june july august september october november december".split()
-)
+_MONTHS = frozenset("january february march april may june july august september october november december".split())
 _DAYS = frozenset("monday tuesday wednesday thursday friday saturday sunday".split())
 _TIMES = _DAYS | frozenset(
     """spring summer autumn winter morning evening noon midnight afternoon night week weeks month months year years
@@ -90,7 +88,12 @@ def is_number(token: str) -> bool:
 def is_time(token: str) -> bool:
     """Whether `token` names a year, month, weekday, season or unit of time."""
     low = token.lower()
-    return bool(re.fullmatch(r"1[0-9]{3}s?|20[0-9]{2}s?", low)) or token.capitalize() == token and low in _MONTHS or low in _TIMES
+    return (
+        bool(re.fullmatch(r"1[0-9]{3}s?|20[0-9]{2}s?", low))
+        or token.capitalize() == token
+        and low in _MONTHS
+        or low in _TIMES
+    )
 
 
 def is_name(token: str) -> bool:
@@ -264,7 +267,12 @@ def typed_spans(kind: str, sentence: str) -> list[tuple[int, int]]:
         elif not inside and start is not None:
             end = i
             # "eleven days", "7 metres": a number takes the word that it counts.
-            if kind in ("number", "duration") and end < len(low) and low[end][0].isalpha() and low[end] not in STOPWORDS:
+            if (
+                kind in ("number", "duration")
+                and end < len(low)
+                and low[end][0].isalpha()
+                and low[end] not in STOPWORDS
+            ):
                 end += 1
             spans.append((start, end))
             start = None
@@ -308,7 +316,9 @@ def span_features(question: str, text: str, idf: Mapping[str, float]) -> tuple[l
         raw = [token for token, _, _ in marks]
         low = [token.lower() for token in raw]
         stems = [stem(token) for token in low]
-        weight = np.array([idf.get(s, idf[""]) if s in asked and t not in STOPWORDS else 0.0 for s, t in zip(stems, low)])
+        weight = np.array(
+            [idf.get(s, idf[""]) if s in asked and t not in STOPWORDS else 0.0 for s, t in zip(stems, low)]
+        )
         places = np.flatnonzero(weight)
         number = [is_number(token) for token in raw]
         time = [is_time(token) for token in raw]
@@ -427,7 +437,9 @@ def fit_ensemble(train: Sequence[Passage]) -> Answer:
     idf = inverse_document_frequency(passage.text for passage in train)
     features, target = _training_spans(train, idf)
     linear = _logistic(features, target)
-    trees = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.06, max_leaf_nodes=12, min_samples_leaf=40, random_state=0)
+    trees = HistGradientBoostingRegressor(
+        max_iter=150, learning_rate=0.06, max_leaf_nodes=12, min_samples_leaf=40, random_state=0
+    )
     trees.fit(features, target)
 
     def answer(question: str, text: str) -> str:
