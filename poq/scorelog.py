@@ -253,10 +253,11 @@ def reference_free(log: pd.DataFrame) -> pd.DataFrame:
     if "reference_based" not in log:
         raise ScoreLogError("log: missing column 'reference_based', which marks evaluators that read the reference")
     mark = log["reference_based"].astype("str").str.lower()
-    unknown = np.flatnonzero(~mark.isin(["true", "false"]))
+    free_marks = ("false", "0", "0.0")
+    unknown = np.flatnonzero(~mark.isin(["true", "1", "1.0", *free_marks]))
     if len(unknown):
         raise ScoreLogError(f"log: column 'reference_based' is neither true nor false in row {unknown[0] + 1}")
-    free = log[(mark == "false").to_numpy()]
+    free = log[mark.isin(free_marks).to_numpy()]
     lost = sorted(set(log["task"]) - set(free["task"]))
     if lost:
         raise ScoreLogError(f"log: task '{lost[0]}' has no evaluator with 'reference_based' false")
