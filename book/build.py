@@ -172,8 +172,8 @@ def plan(book: Path, profile: str, given: dict[str, dict[str, Any]]) -> list[Job
                 logs[log] = _evaluators_by_task(stem, log, values["log"])
             tasks = logs[log]
         check_together(stem, values, tasks, str(values.get("log")))
-        files = [source, *_files_below(book / "data")]
-        content = [common, _content_key(files, book), json.dumps(plain(wanted), sort_keys=True), profile]
+        data = _content_key(_files_below(book / "data"), book)
+        content = [common, _notebook_key(source), data, json.dumps(plain(wanted), sort_keys=True), profile]
         if values.get("log") is not None:
             content.append(file_hash(log))
         key = hashlib.sha256("\n".join(content).encode()).hexdigest()[:24]
@@ -201,6 +201,12 @@ def _evaluators_by_task(stem: str, log: Path, said: str) -> dict[str, int]:
     except (ScoreLogError, OSError) as error:
         raise ParameterError(f"{stem}: log {said}: {' '.join(str(error).split())}") from None
     return {str(task): int(count) for task, count in frame.groupby("task")["evaluator"].nunique().items()}
+
+
+def _notebook_key(path: Path) -> str:
+    """Hash of a notebook's cells without their outputs, which a reader may have saved."""
+    cells = [[cell["cell_type"], "".join(cell["source"]), cell["metadata"]] for cell in _read_json(path)["cells"]]
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
 
 
 def _code_files() -> list[Path]:
@@ -496,12 +502,12 @@ def write_status(stage: Path, status: dict[str, Any]) -> None:
     target = stage / "status.md"
     if not target.is_file():
         return
-    commit = status["commit"] or "unknown (no git metadata)"
+    commit = status["commit"][:16] if status["commit"] else "unknown, no git metadata"
     lines = [
         "| | |",
         "| --- | --- |",
         f"| profile | {status['profile']} |",
-        f"| commit | {commit}{', with uncommitted changes' if status['dirty'] else ''} |",
+        f"| commit | `{commit}`{', with uncommitted changes' if status['dirty'] else ''} |",
         *(f"| {name} | {number} |" for name, number in status["versions"].items()),
         "",
         "| chapter | seed | run time (s) | executed (UTC) | commit |",
