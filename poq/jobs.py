@@ -123,7 +123,8 @@ def _run_on(executor: Executor, todo, payload, finish) -> list[int]:
     try:
         while waiting or running:
             while waiting and len(running) < 64:
-                running[executor.submit(_do, payload(waiting[-1]))] = waiting.pop()
+                future = executor.submit(_do, payload(waiting[-1]))
+                running[future] = waiting.pop()  # only now, so that a job whose submission fails still counts as lost
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 number = running[future]
