@@ -116,9 +116,15 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     generators = {attack: stream(seed, trial, "attack") for attack in tracks}
     shifts = {attack: np.zeros(2) for attack in tracks}  # summed shift of malicious reports, and their number
 
+    auditor = stream(seed, trial, "audit")
+    audits = dict.fromkeys((_audit_share(track) for track in honest_tracks.values()), 0)
+
     blocks = iter_rounds(pool, committee, edges, seed=seed, trial=trial)
     for begin, (output, node, honest) in zip(edges[:-1], blocks):
-        play = partial(_play_block, node=node, output=output, tables=tables, counted=begin >= burn_in)
+        lot = auditor.random(len(output))
+        for share in audits:
+            audits[share] += int((lot < share).sum())
+        play = partial(_play_block, node=node, output=output, lot=lot, tables=tables, counted=begin >= burn_in)
         if begin in marks:
             _mark_trust(begin, honest_tracks, *tracks.values())
         for rule, track in honest_tracks.items():
@@ -153,6 +159,7 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
                 "n_malicious": int(bad.sum()),
                 **shared,
                 **_row(track, honest_track, bad, case.pay, matrix, pool, node_cost, model_cost, committee, marks),
+                "audits": audits[_audit_share(track)],
                 **_shift_row(shifts.get(case.attack), count.sum() * committee, bad),
                 **metrics.accuracy_row(track.sums, truth_rank, count),
             }
@@ -165,13 +172,18 @@ def _start_track(rule: Rule, *, n_nodes: int, n_models: int, accurate: bool = Tr
     return Track(metrics.start_sums(n_nodes, n_models), state, {}, accurate)
 
 
+def _audit_share(track: Track) -> float:
+    """Share of rounds whose truth a rule is shown; 0 for rules that ask for none."""
+    return getattr(track.state, "audit_share", 0.0)
+
+
 def _mark_trust(number: int, *groups: dict[Rule, Track]) -> None:
     for track in (track for group in groups for track in group.values()):
         if track.state is not None:
             track.trust[number] = track.state[0].copy()
 
 
-def _play_block(rule: Rule, track: Track, reported, *, node, output, tables, counted: bool) -> None:
+def _play_block(rule: Rule, track: Track, reported, *, node, output, lot, tables, counted: bool) -> None:
     """Consensus and trust update for a block of rounds, then pay and sums if the rounds count."""
     truth, truth_rank, model, node_cost = tables
     leave_out = counted and rule.reference == "leave_one_out"
@@ -181,8 +193,8 @@ def _play_block(rule: Rule, track: Track, reported, *, node, output, tables, cou
         consensus = consensus_of(reported)
         reference = leave_one_out(reported, consensus_of) if leave_out else consensus
     else:
-        no_audit = np.full(len(output), np.nan)
-        consensus, weights, used = rule.function.advance(track.state, reported, node, no_audit)
+        audit = np.where(lot < _audit_share(track), truth[output], np.nan)
+        consensus, weights, used = rule.function.advance(track.state, reported, node, audit)
         reference = _weighted_leave_one_out(used, weights) if leave_out else consensus
     if counted:
         metrics.add_pay(track.sums, output, node, consensus, reported, reference, model, node_cost)

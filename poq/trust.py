@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from poq.calibrated import advance_audited, advance_calibrated, start_audited, start_calibrated
 from poq.rewards import distance
 
 
@@ -122,4 +123,8 @@ def _paper_rounds(scores, node, trust, rate, low, high, consensus, weights):
             trust[node[k, t]] = updated_weight(weights[k, t], distance(scores[k, t], c), rate, low, high)
 
 
-TRUST_RULES: dict[str, TrustRule] = {"paper": TrustRule(start_paper, advance_paper)}
+TRUST_RULES: dict[str, TrustRule] = {
+    "paper": TrustRule(start_paper, advance_paper),
+    "calibrated": TrustRule(start_calibrated, advance_calibrated),
+    "audited": TrustRule(start_audited, advance_audited),
+}
