@@ -48,7 +48,8 @@ def _n_cut(committee: int, cut: float) -> int:
         raise ValueError(f"cut must lie in [0, 0.5), not {cut!r}")
     # The small addition keeps 0.29 * 100 from being rounded down to 28.
     out = math.floor(cut * committee + 1e-9)
-    return max(out, 1) if cut > 0 and committee >= 3 else out
+    out = max(out, 1) if cut > 0 and committee >= 3 else out
+    return min(out, (committee - 1) // 2)  # a cut just below one half must leave something
 
 
 def weighted_mean(scores, weights):
