@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import warnings
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, wait
-from contextlib import contextmanager
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, CancelledError, Executor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import cloudpickle
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
 from tqdm import tqdm
 
 import poq
 from poq.engine import Case, play_trial
+from poq.parts import Parts, hash_code, hash_log, warn
+from poq.scorelog import ScoreMatrix
+from poq.trust import TrustRule
 
 SERIAL_SECONDS = 10.0  # work estimated below this stays in the calling process
-JOB_SECONDS = 1.0  # aimed length of one job: short enough to lose little, long enough to hide its start
-RESTARTS = 3  # times that a pool of our own is started again after a worker died
+SHARE_OF_SWEEP = 1 / 256  # aimed length of a job: small enough to share out evenly ...
+JOB_SECONDS = (0.1, 5.0)  # ... long enough to hide its start, short enough to lose little
+IN_FLIGHT_BYTES = 2**28  # jobs handed over to an executor at one time
 
 
 class Group(NamedTuple):
@@ -36,213 +38,248 @@ class Group(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A group and the trials [first, stop) of it."""
+    """A group, or a piece of one, and the trials [first, stop) of it."""
 
-    group: int
+    group: Group
     first: int
     stop: int
+
+    @property
+    def seconds(self) -> float:
+        return estimate_seconds(self.group) * (self.stop - self.first)
+
+
+class Failure(NamedTuple):
+    """What went wrong in a job, as texts: not every exception survives the way back from another process."""
+
+    number: int
+    trial: int
+    error: str
+    trace: str
 
 
 def estimate_seconds(group: Group) -> float:
     """Rough time of one trial of a group on one core."""
-    tracks = len({(case.attack, case.rule) for case in group.cases}) + len({case.rule for case in group.cases})
+    attacks = {case.attack for case in group.cases if case.attack.function is not None}
+    tracks = {(case.attack, case.rule) for case in group.cases} | {(None, case.rule) for case in group.cases}
     committee = group.draw["committee"]
-    slow = 1 + committee * any(case.rule.reference == "leave_one_out" for case in group.cases) / 2
-    return group.draw["n_rounds"] * (20e-9 + 10e-9 * committee) * (1 + slow * tracks) + 1e-3 * tracks
+    seats = 0.0  # how often a round's K seats are gone through
+    for _, rule in tracks:
+        seats += 2.0 + (1.0 if isinstance(rule.function, TrustRule) else np.log2(committee + 1))
+        seats += committee * (rule.reference == "leave_one_out")
+    seats += 3 * len(attacks) + 5
+    return group.draw["n_rounds"] * committee * seats * 3e-9 + 1e-3 * len(tracks)
 
 
 def split(plan: list[Group], trials: int) -> list[Job]:
     """Jobs of about equal length. The split hangs on the plan alone, so that parts of an earlier call fit."""
+    seconds = [estimate_seconds(group) for group in plan]
+    aim = float(np.clip(sum(seconds) * trials * SHARE_OF_SWEEP, *JOB_SECONDS))
     jobs = []
-    for number, group in enumerate(plan):
-        step = max(1, min(trials, round(JOB_SECONDS / estimate_seconds(group))))
-        jobs += [Job(number, first, min(first + step, trials)) for first in range(0, trials, step)]
+    for group, of_trial in zip(plan, seconds):
+        step = int(np.clip(aim // of_trial, 1, trials))
+        # Pieces of one trial draw the same rounds again, so only a trial that is much too long is cut.
+        pieces = _cut(group, int(of_trial / (4 * aim)) + 1)
+        jobs += [Job(piece, i, min(i + step, trials)) for i in range(0, trials, step) for piece in pieces]
     return jobs
 
 
-def execute(plan, matrices, *, seed, trials, executor, out, identity, progress) -> dict[tuple[int, int], dict]:
-    """Do all jobs and return a row of metrics per (scenario number, trial)."""
+def _cut(group: Group, n_pieces: int) -> list[Group]:
+    """Up to n pieces of a group with about as many cases each; cases of one attack stay together where they can."""
+    attacks = list(dict.fromkeys(case.attack for case in group.cases))
+    order = sorted(range(len(group.cases)), key=lambda i: attacks.index(group.cases[i].attack))
+    pieces = np.array_split(order, min(n_pieces, len(order)))
+    return [
+        group._replace(cases=[group.cases[i] for i in piece], numbers=[group.numbers[i] for i in piece])
+        for piece in pieces
+    ]
+
+
+def execute(
+    plan: list[Group],
+    matrices: dict[str, ScoreMatrix],
+    *,
+    log: pd.DataFrame,
+    scenarios: list[dict],
+    seed: int,
+    trials: int,
+    executor: Executor | None,
+    out,
+    progress: bool,
+) -> pd.DataFrame:
+    """Do all jobs.
+
+    Parameters
+    ----------
+    plan, matrices
+        What to play, and on what.
+    log, scenarios
+        What was asked, to tell a call from another and to name a scenario that fails.
+    seed, trials, executor, out, progress
+        As in :func:`poq.simulate.run`.
+
+    Returns
+    -------
+    DataFrame
+        scenario_number, trial and the metrics, in that order of rows.
+
+    Raises
+    ------
+    ValueError
+        Before any work: for an executor that is none or is shut down, or a folder that does not fit.
+    RuntimeError
+        When a job fails; the message names its scenario and trial.
+    """
+    if executor is not None and not isinstance(executor, Executor):
+        raise ValueError(
+            f"executor must be a concurrent.futures.Executor (of a Dask client: client.get_executor()), "
+            f"not {type(executor).__name__}"
+        )
     jobs = split(plan, trials)
-    parts = Parts(Path(out), {**identity, "seed": seed, "trials": trials, "version": poq.__version__}) if out else None
-    rows: dict[tuple[int, int], dict] = {}
-    todo = []
-    for number, job in enumerate(jobs):
-        kept = parts.read(number, _expected(plan, job)) if parts else None
-        if kept is None:
-            todo.append(number)
-        else:
-            rows.update(kept)
-    payloads = {}
+    parts = None
+    if out is not None:
+        played = {id(part): part for group in plan for case in group.cases for part in (case.rule, case.attack)}
+        code = hash_code(part.function for part in played.values())
+        identity = {"scenarios": scenarios, "seed": seed, "trials": trials, "log": hash_log(log), "code": code}
+        parts = Parts(Path(out), {**identity, "version": poq.__version__})
+    tables = {number: parts.read(number) for number in range(len(jobs))} if parts else {}
+    tables = {number: table for number, table in tables.items() if table is not None}
+    todo = [number for number in range(len(jobs)) if number not in tables]
+    todo.sort(key=lambda number: -jobs[number].seconds)  # the long ones first, so that all workers end together
 
-    def payload(number: int) -> bytes:
+    def work(number: int) -> bytes:
         job = jobs[number]
-        group = plan[job.group]
-        return cloudpickle.dumps((matrices[group.matrix], group, seed, job.first, job.stop))
+        return cloudpickle.dumps((matrices[job.group.matrix], job.group, seed, job.first, job.stop))
 
-    seconds = sum(estimate_seconds(plan[jobs[n].group]) * (jobs[n].stop - jobs[n].first) for n in todo)
-    del payloads
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), disable=not progress, delay=1.0, unit="job") as bar:
+    with tqdm(total=len(jobs), initial=len(tables), disable=not progress, delay=1.0, unit="job") as bar:
 
-        def finish(number: int, result) -> None:
+        def finish(number: int, result: list[tuple[int, int, dict]] | Failure) -> None:
+            if isinstance(result, Failure):
+                raise _error(result, scenarios[result.number])
+            tables[number] = _table(result)
             if parts:
-                parts.write(number, result)
-            rows.update(result)
+                parts.write(number, tables[number])
             bar.update()
 
-        if executor is None and (seconds < SERIAL_SECONDS or n_cores() == 1 or len(todo) == 1):
+        if executor is not None and todo:
+            at_once = int(np.clip(IN_FLIGHT_BYTES // len(work(todo[0])), 64, 4096))
+            todo = _run_on(executor, todo, work, finish, at_once=at_once)
+            if todo:
+                warn(f"the executor broke; its {len(todo)} unfinished job(s) run on this machine")
+        seconds = sum(jobs[number].seconds for number in todo)
+        # A process of a standard pool, or a Dask worker, may have no children of its own.
+        alone = n_cores() == 1 or multiprocessing.current_process().daemon
+        if alone or len(todo) < 2 or seconds < SERIAL_SECONDS:
             for number in todo:
-                finish(number, _do(payload(number)))
-        elif executor is None:
-            _run_on_own_pool(todo, payload, finish)
+                finish(number, _do(work(number)))
         else:
-            _run_here_after_break(_run_on(executor, todo, payload, finish), payload, finish)
-    return rows
+            _run_on_own_pool(todo, work, finish)
+    table = pa.concat_tables([tables[number] for number in range(len(jobs))], promote_options="permissive")
+    return table.sort_by([("scenario_number", "ascending"), ("trial", "ascending")]).to_pandas()
 
 
-def _do(payload: bytes) -> dict[tuple[int, int], dict]:
+def _do(work: bytes) -> list[tuple[int, int, dict]] | Failure:
     """One job, in whichever process."""
-    matrix, group, seed, first, stop = cloudpickle.loads(payload)
-    rows = {}
+    matrix, group, seed, first, stop = cloudpickle.loads(work)
+    rows = []
     for trial in range(first, stop):
-        for number, row in zip(group.numbers, play_trial(matrix, group.cases, draw=group.draw, seed=seed, trial=trial)):
-            rows[number, trial] = row
+        play = {"draw": group.draw, "seed": seed, "trial": trial}
+        try:
+            its_rows = play_trial(matrix, group.cases, **play)
+        except Exception as error:
+            number, error = _culprit(matrix, group, play, error)
+            trace = "".join(traceback.format_exception(error))
+            return Failure(number, trial, f"{type(error).__name__}: {error}", trace)
+        rows += [(number, trial, row) for number, row in zip(group.numbers, its_rows)]
     return rows
+
+
+def _culprit(matrix, group: Group, play: dict, error: Exception) -> tuple[int, Exception]:
+    """The scenario that fails on its own too, and its error."""
+    for case, number in zip(group.cases, group.numbers):
+        try:
+            play_trial(matrix, [case], **play)
+        except Exception as its_error:
+            return number, its_error
+    return group.numbers[0], error
+
+
+def _error(failure: Failure, scenario: dict) -> RuntimeError:
+    names = ("task", "rule", "attack", "malicious_share", "committee")
+    shown = ", ".join(f"{name} {scenario[name]!r}" for name in names)
+    error = RuntimeError(f"scenarios[{failure.number}] ({shown}), trial {failure.trial} failed: {failure.error}")
+    error.add_note(failure.trace)
+    return error
+
+
+def _table(rows: list[tuple[int, int, dict]]) -> pa.Table:
+    numbers, trials, metrics = zip(*rows)
+    names = dict.fromkeys(name for row in metrics for name in row)
+    columns = {name: [row.get(name) for row in metrics] for name in names}
+    return pa.table({"scenario_number": numbers, "trial": trials, **columns})
 
 
 def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, limits of its container included."""
+    import loky
+
+    return loky.cpu_count()
 
 
-def _run_on(executor: Executor, todo, payload, finish) -> list[int]:
+def _run_on(
+    executor: Executor, todo: list[int], work: Callable, finish: Callable, *, at_once: int, helping: bool = False
+) -> list[int]:
     """Do jobs on an executor; returns those that were lost because the executor broke.
 
-    Only a window of jobs is handed over at a time, so that a long sweep is not held in memory twice.
+    Only `at_once` jobs are handed over at a time, so that a long sweep is not held in memory twice. When `helping`,
+    this process does jobs too, above all while the workers start.
     """
     waiting, running = list(reversed(todo)), {}
+    left = dict.fromkeys(todo)
+    done = SimpleQueue()
     try:
-        while waiting or running:
-            while waiting and len(running) < 64:
-                future = executor.submit(_do, payload(waiting[-1]))
-                running[future] = waiting.pop()  # only now, so that a job whose submission fails still counts as lost
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                number = running[future]
+        while left:
+            while waiting and len(running) < at_once:
+                future = _submit(executor, work(waiting[-1]))
+                running[future] = waiting.pop()
+                future.add_done_callback(done.put)
+            if helping and waiting and done.empty():
+                number = waiting.pop()
+                result = _do(work(number))
+            else:
+                future = done.get()
+                number = running.pop(future)
                 result = future.result()
-                del running[future]
-                finish(number, result)
-    except BrokenExecutor:
-        lost = set(running.values()) | set(waiting)
-        return [number for number in todo if number in lost]
+            finish(number, result)
+            del left[number]
+    except (BrokenExecutor, CancelledError):
+        return list(left)
     finally:
         for future in running:
             future.cancel()
     return []
 
 
-def _run_on_own_pool(todo, payload, finish) -> None:
-    from loky import get_reusable_executor  # starts no copy of the caller's main module, unlike the standard pool
+def _submit(executor: Executor, work: bytes):
+    try:
+        return executor.submit(_do, work)
+    except BrokenExecutor:
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"executor: {type(executor).__name__} takes no work ({error})") from error
 
-    for _ in range(RESTARTS + 1):
-        pool = get_reusable_executor(max_workers=n_cores(), timeout=60)
+
+def _run_on_own_pool(todo: list[int], work: Callable, finish: Callable) -> None:
+    # Unlike the standard pool it starts no copy of the caller's main module, and forks no threads.
+    from loky import get_reusable_executor
+
+    n_workers = n_cores() - 1  # this process is the other one
+    while todo:
+        pool = get_reusable_executor(max_workers=n_workers, timeout=60)
         try:
-            todo = _run_on(pool, todo, payload, finish)
-        except KeyboardInterrupt:
+            todo = _run_on(pool, todo, work, finish, at_once=2 * n_workers, helping=True)
+        except BaseException:
             pool.shutdown(wait=False, kill_workers=True)
             raise
-        if not todo:
-            return
-    _run_here_after_break(todo, payload, finish)
-
-
-def _run_here_after_break(todo, payload, finish) -> None:
-    if todo:
-        warnings.warn(f"the executor broke; its {len(todo)} unfinished job(s) run in this process", stacklevel=4)
-    for number in todo:
-        finish(number, _do(payload(number)))
-
-
-def _expected(plan: list[Group], job: Job) -> set[tuple[int, int]]:
-    return {(number, trial) for number in plan[job.group].numbers for trial in range(job.first, job.stop)}
-
-
-def hash_log(log: pd.DataFrame) -> str:
-    """SHA-256 of what a simulation reads of a log."""
-    digest = hashlib.sha256()
-    for name in ("task", "item", "model", "evaluator", "score", "truth", "cost", "model_cost"):
-        if name in log:
-            column = log[name]
-            digest.update(name.encode())
-            if pd.api.types.is_float_dtype(column):
-                digest.update(np.ascontiguousarray(column.to_numpy(dtype=np.float64)).tobytes())
-            else:
-                digest.update("\x1f".join(column).encode())
-    return digest.hexdigest()
-
-
-class Parts:
-    """Finished jobs on disk: a manifest that says which call they belong to, and one Parquet file per job."""
-
-    def __init__(self, folder: Path, identity: dict):
-        self.folder = folder
-        self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        manifest = folder / "manifest.json"
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"out: {folder} is a file, not a folder")
-        if not manifest.exists():
-            if folder.exists() and any(path for path in folder.iterdir() if not path.name.endswith(".tmp")):
-                raise ValueError(f"out: folder {folder} holds other files and no manifest.json; choose an empty one")
-            folder.mkdir(parents=True, exist_ok=True)
-            with _atomic(manifest) as temporary:
-                temporary.write_text(json.dumps(identity, sort_keys=True, indent=1), encoding="utf-8")
-            return
-        try:
-            known = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"out: {manifest} cannot be read ({error}); choose another folder") from error
-        changed = [name for name in sorted(set(known) | set(identity)) if known.get(name) != identity.get(name)]
-        if changed:
-            raise ValueError(
-                f"out: {folder} belongs to a call with different {', '.join(changed)}; choose another folder"
-            )
-
-    def path(self, number: int) -> Path:
-        return self.folder / f"part-{number:05d}.parquet"
-
-    def write(self, number: int, rows: dict[tuple[int, int], dict]) -> None:
-        keys = sorted(rows)
-        table = pa.Table.from_pylist(
-            [{"scenario_number": key[0], "trial_number": key[1], "row": json.dumps(rows[key])} for key in keys]
-        ).replace_schema_metadata({"poq": f"{self.fingerprint}:{number}"})
-        with _atomic(self.path(number)) as temporary:
-            pa.parquet.write_table(table, temporary, write_page_checksum=True)
-
-    def read(self, number: int, expected: set[tuple[int, int]]) -> dict[tuple[int, int], dict] | None:
-        path = self.path(number)
-        if not path.exists():
-            return None
-        try:
-            table = pa.parquet.read_table(path, page_checksum_verification=True)
-            if (table.schema.metadata or {}).get(b"poq") != f"{self.fingerprint}:{number}".encode():
-                raise ValueError("it belongs to another call")
-            rows = {(row["scenario_number"], row["trial_number"]): json.loads(row["row"]) for row in table.to_pylist()}
-            if set(rows) != expected:
-                raise ValueError("its rows are not those of the job")
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            aside = path.with_suffix(".parquet.unusable")
-            os.replace(path, aside)
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"out: {path} is unusable ({reason}); kept as {aside.name}, recomputed", stacklevel=5)
-            return None
-        return rows
-
-
-@contextmanager
-def _atomic(path: Path):
-    """A temporary file beside `path` that takes its place when the block ends well."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if todo:
+            warn(f"a worker process died; {len(todo)} unfinished job(s) go on in new ones")

@@ -270,11 +270,10 @@ def run(
         raise ValueError("scenarios must not be empty")
     log = check_log(log)
     plan, matrices = _plan(log, scenarios, trials=trials, seed=seed)
-    identity = {"log": jobs.hash_log(log), "scenarios": [_text_fields(s) for s in scenarios]} if out else {}
-    rows = jobs.execute(
-        plan, matrices, seed=seed, trials=trials, executor=executor, out=out, identity=identity, progress=progress
-    )
-    return _frame(scenarios, rows)
+    fields = [_text_fields(scenario) for scenario in scenarios]
+    where = {"executor": executor, "out": out, "progress": progress}
+    measured = jobs.execute(plan, matrices, log=log, scenarios=fields, seed=seed, trials=trials, **where)
+    return _frame(fields, measured)
 
 
 def _plan(log: pd.DataFrame, scenarios: list[Scenario], *, trials: int, seed: int):
@@ -334,9 +333,9 @@ def _plain(value):
     raise ValueError(f"options must be numbers, texts or lists of them, not {value!r}")
 
 
-def _frame(scenarios: list[Scenario], rows: dict[tuple[int, int], dict]) -> pd.DataFrame:
-    fields = [_text_fields(scenario) for scenario in scenarios]
-    frame = pd.DataFrame([{**fields[number], "trial": trial, **rows[number, trial]} for number, trial in sorted(rows)])
+def _frame(fields: list[dict], measured: pd.DataFrame) -> pd.DataFrame:
+    settings = pd.DataFrame(fields).iloc[measured["scenario_number"]].reset_index(drop=True)
+    frame = pd.concat([settings, measured.drop(columns="scenario_number")], axis=1)
     for name in ("n_nodes", "min_available"):
         frame[name] = frame[name].astype("Int64")
     frame["truth_range"] = frame["truth_range"].astype("str").where(frame["truth_range"].notna(), None)

@@ -1,0 +1,198 @@
+"""Parts: finished jobs of a sweep on disk, and how a later call knows that they are its own."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import sys
+import time
+import types
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+
+MANIFEST = "manifest.json"
+PACKAGE = Path(__file__).parent
+ABANDONED_SECONDS = 3600  # a temporary file this old has lost its writer
+
+
+class Parts:
+    """A folder with one Parquet file per finished job, and a manifest that says which call they belong to.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if absent. A folder that holds other things, or the parts of another call, is refused.
+    identity : dict
+        Everything that decides on the result, as JSON values.
+
+    Raises
+    ------
+    ValueError
+        Names the folder and what differs.
+    """
+
+    def __init__(self, folder: Path, identity: dict):
+        self.folder = folder
+        text = json.dumps(identity, sort_keys=True, indent=1)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        manifest = folder / MANIFEST
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out: {folder} is a file, not a folder")
+        if manifest.exists():
+            _compare(manifest, json.loads(text))
+        else:
+            if folder.exists() and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
+                raise ValueError(f"out: folder {folder} holds other files and no {MANIFEST}; choose an empty one")
+            folder.mkdir(parents=True, exist_ok=True)
+            _replace(manifest, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+        self._sweep()
+
+    def path(self, number: int) -> Path:
+        """Where the part of a job stands."""
+        return self.folder / f"part-{number:05d}.parquet"
+
+    def write(self, number: int, table: pa.Table) -> None:
+        """Keep the table of a finished job."""
+        table = table.replace_schema_metadata({"poq": f"{self.fingerprint}:{number}:{_digest(table)}"})
+        _replace(self.path(number), lambda temporary: pa.parquet.write_table(table, temporary))
+
+    def read(self, number: int) -> pa.Table | None:
+        """The table of a job, or None if it is not there; a part that cannot be trusted is set aside with a warning."""
+        path = self.path(number)
+        if not os.path.lexists(path):
+            return None
+        try:
+            table = pa.parquet.ParquetFile(path).read()
+            fingerprint, its_number, digest = (table.schema.metadata or {})[b"poq"].decode().split(":")
+            if (fingerprint, its_number) != (self.fingerprint, str(number)):
+                raise ValueError("it belongs to another call or job")
+            if digest != _digest(table):
+                raise ValueError("its content has changed")
+        # Whatever a damaged file makes the reader raise, the answer is the same: compute the job again.
+        except Exception as error:
+            aside = _free_name(path.with_name(path.name + ".unusable"))
+            os.replace(path, aside)
+            reason = "it bears no mark of this call" if isinstance(error, KeyError) else " ".join(str(error).split())
+            warn(f"out: {path} is unusable ({reason[:200]}); kept as {aside.name}, computed again")
+            return None
+        return table.replace_schema_metadata(None)
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left half written."""
+        for path in self.folder.iterdir():
+            ours = re.fullmatch(r"(part-\d+\.parquet|manifest\.json)\.\d+\.tmp", path.name)
+            if ours and path.is_file() and time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)
+
+
+def _compare(manifest: Path, identity: dict) -> None:
+    try:
+        known = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"out: {manifest} cannot be read ({error}); choose another folder") from error
+    if not isinstance(known, dict) or not set(identity) & set(known):
+        raise ValueError(f"out: {manifest} is no manifest of a simulation; choose another folder")
+    changed = [name for name in sorted(set(known) | set(identity)) if known.get(name) != identity.get(name)]
+    if changed:
+        raise ValueError(
+            f"out: {manifest.parent} belongs to a call with different {', '.join(changed)}; choose another folder"
+        )
+
+
+def _replace(path: Path, write) -> None:
+    """Write a temporary file beside `path` and let it take its place: a reader sees all of it or nothing."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _free_name(path: Path) -> Path:
+    number, free = 1, path
+    while os.path.lexists(free):
+        number, free = number + 1, path.with_name(f"{path.name}-{number + 1}")
+    return free
+
+
+def _digest(table: pa.Table) -> str:
+    """SHA-256 of names, types and values: a flipped bit anywhere in the file cannot pass as another number."""
+    content = [[str(kind) for kind in table.schema.types], table.to_pydict()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def hash_log(log: pd.DataFrame) -> str:
+    """SHA-256 of what a simulation reads of a log."""
+    digest = hashlib.sha256()
+    for name in ("task", "item", "model", "evaluator", "score", "truth", "cost", "model_cost"):
+        if name in log:
+            column = log[name]
+            digest.update(name.encode())
+            if pd.api.types.is_float_dtype(column):
+                digest.update(np.ascontiguousarray(column.to_numpy(dtype=np.float64)).tobytes())
+            else:
+                digest.update("\x1f".join(column).encode())
+    return digest.hexdigest()
+
+
+def hash_code(functions: Iterable) -> str:
+    """SHA-256 of this package and of rules and attacks from outside it, so that a rule rewritten under its old name
+    does not pick up the results of the former one."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    for function in functions:
+        digest.update(_describe(function, set()).encode())
+    return digest.hexdigest()
+
+
+def _describe(thing, seen: set) -> str:
+    """A text that changes when a function changes: its code, defaults, closure, and what its own module gives it."""
+    thing = getattr(thing, "py_func", thing)  # a function compiled by numba
+    if isinstance(thing, partial):
+        thing = (thing.func, thing.args, thing.keywords)
+    if isinstance(thing, tuple | list):
+        return f"({', '.join(_describe(part, seen) for part in thing)})"
+    if isinstance(thing, set | frozenset):
+        return f"{{{', '.join(sorted(_describe(part, seen) for part in thing))}}}"
+    if isinstance(thing, dict):
+        return f"{{{', '.join(f'{key!r}: {_describe(value, seen)}' for key, value in thing.items())}}}"
+    if isinstance(thing, np.ndarray):
+        return f"array({thing.dtype}, {thing.shape}, {hashlib.sha256(thing.tobytes()).hexdigest()})"
+    if thing is None or isinstance(thing, str | bytes | bool | int | float | complex | np.generic):
+        return repr(thing)
+    if isinstance(thing, types.CodeType):
+        return _describe((thing.co_code, thing.co_names, thing.co_varnames, thing.co_consts), seen)
+    if not isinstance(thing, types.FunctionType):
+        return f"{type(thing).__module__}.{type(thing).__qualname__} {getattr(thing, '__qualname__', '')}"
+    name = f"{thing.__module__}.{thing.__qualname__}"
+    if id(thing) in seen or thing.__module__.partition(".")[0] == __package__:
+        return name
+    seen.add(id(thing))
+    cells = inspect.getclosurevars(thing)
+    given = {**cells.nonlocals, **{key: value for key, value in cells.globals.items() if _is_own(value, thing)}}
+    return f"{name} {_describe((thing.__code__, thing.__defaults__, thing.__kwdefaults__, given), seen)}"
+
+
+def _is_own(value, function) -> bool:
+    """Whether a global belongs to the function's own module; libraries are not followed."""
+    return getattr(value, "__module__", function.__module__) == function.__module__
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the caller outside this package."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__package__") == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
