@@ -13,7 +13,7 @@ from numba import njit
 from scipy import stats
 
 from poq.rewards import distance, reward
-from poq.scorelog import SCORE_MAX
+from poq.scorelog import ROUNDING, SCORE_MAX
 
 # Ranks of the consensus are taken in bins of 10 / 2**14 = 0.0006 points. Scores that fall into one bin count as tied.
 RANK_BINS = 2**14
@@ -274,7 +274,9 @@ def baseline_row(values: np.ndarray, truth: np.ndarray, count: np.ndarray, best:
         dx = x - (w * x).sum(axis=0) / n
         dy = truth - (w * truth).sum(axis=0) / n
         covariance = (w * dx * dy).sum(axis=0)
-        correlation = covariance / np.sqrt((w * dx * dx).sum(axis=0) * (w * dy * dy).sum(axis=0))
+        spread = np.sqrt((w * dx * dx).sum(axis=0) * (w * dy * dy).sum(axis=0))
+        spread[spread < ROUNDING * np.maximum(n, 1)] = np.nan
+        correlation = covariance / spread
     mean_truth = (weight * truth).sum() / weight.sum()
     return {
         "best_single_pearson": float(correlation[best]),

@@ -19,6 +19,7 @@ import pyarrow.parquet
 from scipy import stats
 
 SCORE_MAX = 10.0
+ROUNDING = 1e-12  # product of two standard deviations; less is what rounding leaves of a constant
 KEYS = ("task", "item", "model", "evaluator")
 REQUIRED = (*KEYS, "score", "truth")
 COSTS = ("cost", "model_cost")
@@ -103,12 +104,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
     # Arrow's reader refuses ragged rows and bytes that are not UTF-8, where others pad or replace.
     read = pa.csv.ReadOptions(block_size=1 << 22)
     parse = pa.csv.ParseOptions(newlines_in_values=True)
-    with pa.input_stream(str(path), compression="detect") as stream:
+    compression = "gzip" if path.name.lower().endswith(".gz") else None
+    with pa.input_stream(str(path), compression=compression) as stream:
         names = pa.csv.open_csv(stream, read_options=read, parse_options=parse).schema.names
     convert = pa.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, check_utf8=True
     )
-    with pa.input_stream(str(path), compression="detect") as stream:
+    with pa.input_stream(str(path), compression=compression) as stream:
         table = pa.csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
     _check_names(table.column_names, path)
     return table.to_pandas()
@@ -134,6 +136,8 @@ def check_log(log: pd.DataFrame, *, where: str = "log") -> pd.DataFrame:
     ScoreLogError
         As :func:`read_score_log`; `where` opens the message.
     """
+    if not isinstance(log, pd.DataFrame):
+        raise ScoreLogError(f"{where}: is no table but {type(log).__name__}; read_score_log reads files")
     _check_names(list(log.columns), where)
     for name in REQUIRED:
         if name not in log.columns:
@@ -181,7 +185,10 @@ def _combine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _key(column: pd.Series, name: str, where: str) -> tuple[pd.Series, np.ndarray]:
     """The column as text and its codes; only the distinct values are converted, which keeps large logs quick."""
-    codes, values = pd.factorize(column, use_na_sentinel=True)
+    try:
+        codes, values = pd.factorize(column, use_na_sentinel=True)
+    except TypeError:  # lists and the like
+        raise ScoreLogError(f"{where}: column '{name}' holds something else than text") from None
     blank = codes < 0
     texts = []
     for code, value in enumerate(values):
@@ -210,7 +217,10 @@ def _number(column: pd.Series, name: str, where: str) -> pd.Series:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         empty = column.isna().to_numpy() | (column.map(lambda value: isinstance(value, str) and not value.strip()))
-        numbers = pd.to_numeric(column.where(~empty, None), errors="coerce")
+        # As objects, so that dates are refused rather than counted in nanoseconds.
+        numbers = pd.to_numeric(column.astype("object").where(~empty, None), errors="coerce")
+        if numbers.dtype.kind == "c":
+            raise ScoreLogError(f"{where}: column '{name}' holds complex numbers")
         values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
         lost = np.isnan(values) & ~np.asarray(empty, dtype=bool)
         for row in np.flatnonzero(lost):
@@ -339,6 +349,8 @@ def _scale(values: np.ndarray, low: float, high: float, what: str) -> np.ndarray
     if len(outside):
         raise ValueError(f"{what} has the value {outside[0]:g}, outside the stated range [{low:g}, {high:g}]")
     # Divide first: (high - low) of a heavy-tailed raw score may be so large that the product would overflow.
+    if np.isinf(float(high) - float(low)):
+        values, low, high = values / 2, low / 2, high / 2
     return np.clip((values - low) / (high - low) * SCORE_MAX, 0.0, SCORE_MAX)
 
 
@@ -441,7 +453,9 @@ def correlations(matrix: ScoreMatrix) -> np.ndarray:
         x = np.where(known, x - x.sum(axis=0) / n, 0.0)
         y = np.where(known, matrix.truth[:, None], 0.0)
         y = np.where(known, y - y.sum(axis=0) / n, 0.0)
-        return (x * y).sum(axis=0) / np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
+        spread = np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
+        spread[spread < ROUNDING * np.maximum(n, 1)] = np.nan
+        return (x * y).sum(axis=0) / spread
 
 
 def best_evaluator(matrix: ScoreMatrix) -> int:
@@ -464,8 +478,7 @@ def weighted_correlation(x: np.ndarray, y: np.ndarray, times: np.ndarray, *, met
         x = x - (times * x).sum(axis=1, keepdims=True) / total
         y = y - (times * y).sum(axis=1, keepdims=True) / total
         spread = np.sqrt((times * x * x).sum(axis=1) * (times * y * y).sum(axis=1))
-        # What rounding leaves of a constant is no spread.
-        spread[spread < 1e-12 * np.maximum(total[:, 0], 1)] = np.nan
+        spread[spread < ROUNDING * np.maximum(total[:, 0], 1)] = np.nan
         return np.clip((times * x * y).sum(axis=1) / spread, -1.0, 1.0)
 
 
