@@ -46,7 +46,7 @@ _RANGES = {
     "alpha": (0, math.inf),
     "beta": (0, math.inf),
 }
-_CHOICES = ("rule", "attack", "calibration")
+_CHOICES = ("rule", "attack", "calibration", "malicious_nodes", "pay_reference", "resample")
 
 
 class ParameterError(ValueError):
@@ -319,7 +319,7 @@ def _is_scalar(value: Any, kind: str) -> bool:
 
 def _check_range(stem: str, name: str, value: Any) -> None:
     for entry in _as_list(value):
-        for field in (name, *_singulars(name)):
+        for field in (name, name.removesuffix("s")):
             if field in _RANGES and isinstance(entry, int | float):
                 low, high = _RANGES[field]
                 if not low <= entry <= high:
@@ -331,10 +331,6 @@ def _check_range(stem: str, name: str, value: Any) -> None:
                     raise ParameterError(f"{stem}: {name}: unknown {field} {entry!r}{_suggest(entry, known)}")
 
 
-def _singulars(name: str) -> list[str]:
-    return [name[:-1]] if name.endswith("s") else []
-
-
 def _known(field: str) -> list[str]:
     """Names that a rule, attack or calibration can bear; asked late, because the engine takes a second to import."""
     if field == "calibration":
@@ -343,6 +339,10 @@ def _known(field: str) -> list[str]:
         from poq.attacks import ATTACKS
 
         return list(ATTACKS)
+    if field != "rule":
+        from poq.simulate import CHOICES
+
+        return list(CHOICES[field])
     from poq.aggregators import AGGREGATORS
     from poq.trust import TRUST_RULES
 

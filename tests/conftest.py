@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from poq.chapters import ParameterError
+
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
@@ -22,9 +24,12 @@ provenance.glue("{stem}_rounds", n_rounds)"""
 @pytest.fixture(scope="session")
 def fast_book():
     """Folder with the pages of the fast book, built once; what did not change is not executed again."""
-    from book.build import build_book
+    from book.build import BuildError, build_book
 
-    return build_book(profile="fast").parent
+    try:
+        return build_book(profile="fast").parent
+    except (BuildError, ParameterError) as error:
+        pytest.fail(f"the fast book cannot be built: {error}", pytrace=False)
 
 
 def write_notebook(path: Path, cells: list) -> Path:

@@ -1,0 +1,192 @@
+"""The fast book, read in a real browser with the network cut off."""
+
+import functools
+import http.server
+import json
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from book.build import toc_pages
+from book.check import check_html
+from poq.chapters import list_chapters, read_parameters
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHAPTERS = list(list_chapters())
+SWITCHES = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def pages(fast_book):
+    """Every page of the table of contents."""
+    return toc_pages(ROOT / "book")
+
+
+@pytest.fixture(scope="session")
+def site(fast_book):
+    """Address of the book on a server of this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(fast_book)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"none of these browsers is installed: {', '.join(BROWSERS)}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=executable, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, site):
+    """Open a page with every outside request aborted; return the page and the list of complaints."""
+    contexts = []
+
+    def visit(address: str, *, width: int = 1280, dark: bool = False):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", service_workers="block"
+        )
+        contexts.append(context)
+        complaints = []
+
+        def route(request):
+            if request.request.url.startswith((site, "file:", "data:", "blob:")):
+                request.continue_()
+            else:
+                complaints.append(f"outside request: {request.request.url}")
+                request.abort()
+
+        page = context.new_page()
+        page.route("**/*", route)
+        page.on("console", lambda said: complaints.append(f"console: {said.text}") if said.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
+        page.on("response", lambda got: complaints.append(f"{got.status}: {got.url}") if got.status >= 400 else None)
+        page.goto(address if "://" in address else f"{site}/{address}", wait_until="load")
+        page.evaluate("() => window.MathJax?.startup?.promise")
+        return page, complaints
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+FORMULAS = "document.querySelectorAll('.math').length"
+RENDERED = "document.querySelectorAll('mjx-container svg').length"
+IMAGES = """[...document.querySelectorAll('article img, main img')].map(
+    image => ({width: image.naturalWidth, alt: image.alt, source: image.getAttribute('src')}))"""
+
+
+def test_the_pages_are_whole(fast_book, pages):
+    assert check_html(fast_book, pages) == []
+    assert {f"chapters/{stem}" for stem in CHAPTERS} <= set(pages)
+    assert CHAPTERS
+
+
+def test_every_page_reads_without_a_network_or_an_error(visit, pages):
+    formulas = 0
+    for name in pages:
+        page, complaints = visit(f"{name}.html")
+        assert complaints == [], name
+        wanted, rendered = page.evaluate(FORMULAS), page.evaluate(RENDERED)
+        assert rendered >= wanted, name
+        formulas += rendered
+        for image in page.evaluate(IMAGES):
+            assert image["width"] > 0, (name, image)
+            assert image["alt"].strip(), (name, image)
+            assert not re.search(r"[0-9a-f]{16}", image["alt"]), (name, image)
+    assert formulas > 0
+
+
+@pytest.mark.parametrize("stem", CHAPTERS)
+def test_a_chapter_has_a_figure_and_says_that_it_is_fast(visit, stem):
+    page, _ = visit(f"chapters/{stem}.html")
+    assert page.evaluate(IMAGES)
+    assert "Fast profile" in page.locator(".bd-header-announcement").inner_text()
+    assert page.locator("h1").count() == 1
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_page_is_wider_than_a_phone(visit, pages, dark):
+    for name in pages:
+        page, complaints = visit(f"{name}.html", width=390, dark=dark)
+        assert complaints == [], name
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+
+
+def test_a_figure_keeps_its_ground_on_a_dark_page(visit):
+    page, _ = visit(f"chapters/{CHAPTERS[-1]}.html", dark=True)
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    ground = "getComputedStyle(document.querySelector('article img, main img')).backgroundColor"
+    assert page.evaluate(ground) == "rgb(255, 255, 255)"
+
+
+def test_a_page_opened_as_a_file_shows_its_formulas(visit, fast_book):
+    page, complaints = visit((fast_book / "notation.html").as_uri())
+    assert complaints == []
+    assert page.evaluate(RENDERED) >= page.evaluate(FORMULAS) > 0
+
+
+def test_there_is_one_search_field_and_it_finds_a_word(visit):
+    page, complaints = visit("search.html?q=committee")
+    page.wait_for_selector("#search-results ul.search li", timeout=10_000)
+    assert complaints == []
+    page, _ = visit("intro.html")
+    buttons = page.locator("button.search-button-field:visible, .search-button__button:visible, form.bd-search:visible")
+    assert buttons.count() == 1
+
+
+@pytest.mark.parametrize("stem", CHAPTERS)
+def test_a_chapter_leaves_tables_with_records(fast_book, stem):
+    folder = fast_book / "results" / stem
+    tables = sorted(folder.glob("*.csv"))
+    assert folder / "claims.csv" in tables
+    for table in tables:
+        record = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
+        assert record["profile"] == "fast"
+        assert set(record["parameters"]) == set(read_parameters(list_chapters()[stem]))
+
+
+@pytest.mark.parametrize("stem", CHAPTERS)
+def test_an_executed_chapter_shows_nothing_that_changes(fast_book, stem):
+    text = Path(fast_book, "_sources", "chapters", f"{stem}.ipynb").read_text(encoding="utf-8")
+    outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
+    warned = ["".join(output["text"]) for output in outputs if output.get("name") == "stderr"]
+    assert warned == []
+    shown = json.dumps([output for output in outputs if "text" in output or "text/html" in output.get("data", {})])
+    assert not re.search(r" at 0x[0-9a-f]{6,}", shown)
+    assert "/tmp/" not in shown
+
+
+def test_the_status_page_tells_how_the_pages_were_made(fast_book):
+    status = json.loads((fast_book / "status.json").read_text(encoding="utf-8"))
+    assert status["profile"] == "fast"
+    assert [run["chapter"] for run in status["chapters"]] == CHAPTERS
+    text = (fast_book / "status.html").read_text(encoding="utf-8")
+    for run in status["chapters"]:
+        assert run["seconds"] > 0
+        assert run["chapter"] in text
+    assert status["versions"]["numpy"] in text
