@@ -55,12 +55,14 @@ class Track(NamedTuple):
     """A rule on its way through the rounds: its sums, its state if it has one, and its weights at marked rounds.
 
     accurate : whether its consensus is compared with the truth, or only its pay is wanted.
+    by_output : (2, O) summed consensus and squared consensus of each output, where item sums are wanted.
     """
 
     sums: metrics.Sums
     state: tuple | None
     trust: dict
     accurate: bool
+    by_output: np.ndarray | None = None
 
 
 def n_malicious(share: float, n_nodes: int) -> int:
@@ -76,7 +78,8 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     matrix : ScoreMatrix
     cases : list of Case
     draw : dict
-        What fixes the rounds: committee, n_nodes, min_available, jitter, resample, n_rounds, burn_in.
+        What fixes the rounds: committee, n_nodes, min_available, jitter, resample, n_rounds, burn_in; and whether
+        rows carry `item_sums`, see :func:`_item_sums`.
     seed, trial : int
     """
     committee, n_rounds, burn_in = draw["committee"], draw["n_rounds"], draw["burn_in"]
@@ -104,7 +107,8 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
         malicious[who, share][order[: n_malicious(share, n_nodes)]] = True
 
     # Every rule is played on the honest reports too; the difference is what the attack cost.
-    start = partial(_start_track, n_nodes=n_nodes, n_models=len(matrix.models))
+    n_outputs = len(matrix.truth) if draw.get("item_sums") else 0
+    start = partial(_start_track, n_nodes=n_nodes, n_models=len(matrix.models), n_outputs=n_outputs)
     tracks: dict[Attack, dict[Rule, Track]] = {}
     shown = set()
     for case in cases:
@@ -164,12 +168,15 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
                 **metrics.accuracy_row(track.sums, truth_rank, count),
             }
         )
+        if track.by_output is not None:
+            rows[-1]["item_sums"] = _item_sums(track, matrix, count)
     return rows
 
 
-def _start_track(rule: Rule, *, n_nodes: int, n_models: int, accurate: bool = True) -> Track:
+def _start_track(rule: Rule, *, n_nodes: int, n_models: int, n_outputs: int = 0, accurate: bool = True) -> Track:
     state = rule.function.start(n_nodes, **rule.options) if isinstance(rule.function, TrustRule) else None
-    return Track(metrics.start_sums(n_nodes, n_models), state, {}, accurate)
+    by_output = np.zeros((2, n_outputs)) if n_outputs and accurate else None
+    return Track(metrics.start_sums(n_nodes, n_models), state, {}, accurate, by_output)
 
 
 def _audit_share(track: Track) -> float:
@@ -200,6 +207,21 @@ def _play_block(rule: Rule, track: Track, reported, *, node, output, lot, tables
         metrics.add_pay(track.sums, output, node, consensus, reported, reference, model, node_cost)
         if track.accurate:
             metrics.add_accuracy(track.sums, output, consensus, truth, truth_rank)
+        if track.by_output is not None:
+            for row, value in zip(track.by_output, (consensus, consensus**2)):
+                row += np.bincount(output, weights=value, minlength=len(row))
+
+
+def _item_sums(track: Track, matrix: ScoreMatrix, count: np.ndarray) -> list[float]:
+    """For each item in turn: rounds, and the sums over them of c, q, c^2, q^2, c q.
+
+    From these the accuracy on any resample of items follows without playing again.
+    """
+    c, cc = track.by_output
+    q = matrix.truth
+    parts = (count, c, count * q, cc, count * q * q, c * q)
+    sums = [np.bincount(matrix.item, weights=part, minlength=len(matrix.items)) for part in parts]
+    return np.column_stack(sums).ravel().tolist()
 
 
 def _weighted_leave_one_out(scores, weights):

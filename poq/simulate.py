@@ -229,6 +229,7 @@ def run(
     executor: Executor | None = None,
     out=None,
     progress: bool = True,
+    item_sums: bool = False,
 ) -> pd.DataFrame:
     """Simulate scenarios.
 
@@ -249,6 +250,8 @@ def run(
         another log, scenario list, seed or number of trials is refused.
     progress : bool
         Show a progress bar on stderr.
+    item_sums : bool
+        Add a column `item_sums` with what :func:`poq.claims.bootstrap` needs to resample items afterwards.
 
     Returns
     -------
@@ -269,7 +272,11 @@ def run(
     if not scenarios:
         raise ValueError("scenarios must not be empty")
     log = check_log(log)
+    if item_sums and out:
+        raise ValueError("item_sums cannot be kept in a folder: leave out either item_sums or out")
     plan, matrices = _plan(log, scenarios, trials=trials, seed=seed)
+    for group in plan if item_sums else ():
+        group.draw["item_sums"] = True
     fields = [_text_fields(scenario) for scenario in scenarios]
     where = {"executor": executor, "out": out, "progress": progress}
     measured = jobs.execute(plan, matrices, log=log, scenarios=fields, seed=seed, trials=trials, **where)

@@ -1,0 +1,98 @@
+"""Intervals and verdicts: the item bootstrap against playing on resampled items, and the words of a verdict."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from poq import claims, simulate
+from poq.synthetic import synthetic_log
+
+
+@pytest.fixture(scope="module")
+def log():
+    evaluators = {f"e{n}": {"bias": n - 2, "noise": 1 + n / 4} for n in range(6)}
+    return synthetic_log(np.random.default_rng(1), n_items=30, n_models=3, evaluators=evaluators)
+
+
+def test_item_sums_give_the_metrics_of_the_run(log):
+    """Each item once is the run itself."""
+    scenarios = simulate.grid(
+        task="synthetic", rule=["mean", "paper"], attack="boost", malicious_share=0.3, n_rounds=3000, burn_in=500
+    )
+    frame = simulate.run(log, scenarios, trials=1, seed=2, progress=False, item_sums=True)
+    for _, row in frame.iterrows():
+        found = claims._accuracy(np.reshape(row["item_sums"], (-1, 6)).sum(axis=0)[None])
+        for metric, value in found.items():
+            assert value[0] == pytest.approx(row[metric], abs=1e-9)
+    plain = simulate.run(log, scenarios, trials=1, seed=2, progress=False)
+    pd.testing.assert_frame_equal(frame.drop(columns="item_sums"), plain)
+
+
+def test_bootstrap_agrees_with_playing_on_resampled_items(log):
+    """The s.d. over resamples is what the spread of trials on resampled items tends to in long runs."""
+    rules = ["mean", "median"]
+    scenarios = simulate.grid(task="synthetic", rule=rules, resample=["none", "items"], n_rounds=20_000)
+    frame = simulate.run(log, scenarios, trials=40, seed=3, progress=False, item_sums=True)
+    fixed = frame[frame["resample"] == "none"]
+    replicates = claims.bootstrap(fixed, n_boot=400, seed=3)
+    assert set(replicates["rule"]) == set(rules) and len(replicates) == 800
+    for metric in ("pearson", "rmse", "bias"):
+        from_sums = claims.intervals(pd.concat([fixed, replicates]), ["rule"], [metric])["se_items"].to_numpy()
+        from_trials = claims.intervals(frame, ["rule"], [metric])["se_items"].to_numpy()
+        # A spread from 40 trials is uncertain by an eighth.
+        assert from_sums == pytest.approx(from_trials, rel=0.4)
+
+
+def test_differences_of_replicates_are_paired(log):
+    scenarios = simulate.grid(task="synthetic", rule=["mean", "median"], n_rounds=2000)
+    frame = simulate.run(log, scenarios, trials=3, seed=3, progress=False, item_sums=True)
+    both = pd.concat([frame, claims.bootstrap(frame, n_boot=200, seed=0)], ignore_index=True)
+    on = ["task", "resample", "trial"]
+    median, mean = both[both["rule"] == "median"], both[both["rule"] == "mean"]
+    difference = claims.subtract(median, mean, on=on, metrics=["rmse"])
+    spread = claims.intervals(difference, ["task"], ["rmse"])["se_items"].item()
+    apart = claims.intervals(both, ["rule"], ["rmse"])["se_items"]
+    assert 0 < spread < 0.5 * np.sqrt((apart**2).sum())
+
+
+def test_subtract_refuses_rows_without_counterpart():
+    frame = pd.DataFrame({"trial": [0, 1], "rmse": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="no counterpart"):
+        claims.subtract(frame, frame[:1], on=["trial"], metrics=["rmse"])
+    with pytest.raises(ValueError, match="several rows"):
+        claims.subtract(frame, pd.concat([frame, frame]), on=["trial"], metrics=["rmse"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        ([0.1, 0.1, 0.2, 0.1], [0.3] * 4, "reproduced"),
+        ([-0.3] * 4, [-0.1] * 4, "not reproduced"),
+        ([-0.1] * 4, [0.1] * 4, "undecided at this size"),
+        ([0.1, 0.1, -0.1, -0.2], [0.3, 0.3, 0.1, -0.1], "only if attack is noise"),
+        ([0.1, -0.1, 0.1, -0.2], [0.3, 0.1, 0.3, -0.1], "only if task is qa"),
+        ([0.1, 0.1, 0.1, -0.2], [0.3, 0.3, 0.3, -0.1], "only if the setting suits (3 of 4)"),
+        ([np.nan] * 4, [np.nan] * 4, "undecided at this size"),
+        ([], [], "not testable here"),
+    ],
+)
+def test_verdict(low, high, expected):
+    cells = pd.DataFrame({"low": low, "high": high}, dtype=float)
+    cells["attack"], cells["task"] = ["noise", "noise", "boost", "boost"][: len(low)], ["qa", "sum"] * (len(low) // 2)
+    assert claims.verdict(cells, factors=["attack", "task"]) == expected
+    mirrored = cells.assign(low=-cells["high"], high=-cells["low"])
+    assert claims.verdict(mirrored, factors=["attack", "task"], sign=-1) == expected
+
+
+def test_views_lead_with_the_reference_free_pool(log):
+    marked = log.assign(reference_based=log["evaluator"].isin(["e0", "e1"]), truth_alt=10 - log["truth"])
+    found = claims.views(marked, least=3)
+    assert list(found) == [
+        ("truth", "reference-free"),
+        ("truth", "full"),
+        ("truth_alt", "reference-free"),
+        ("truth_alt", "full"),
+    ]
+    assert found["truth_alt", "reference-free"]["evaluator"].nunique() == 4
+    assert list(claims.views(marked, least=5)) == [("truth", "full"), ("truth_alt", "full")]
+    assert list(claims.views(log)) == [("truth", "full")]
