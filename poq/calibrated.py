@@ -17,6 +17,8 @@ from poq.scorelog import SCORE_MAX
 
 NOISE_START = 2.0  # variance of a report before anything is known, points^2
 NOISE_FLOOR = 0.1  # no node is believed to be more precise than a tenth of the median variance: a guard on collusion
+SKILL_START = 0.5  # correlation with the truth of a node before any audit
+POOL_PRIOR = 20.0  # audited rounds that this start weighs as much as
 MOST_SHRINKAGE = 200.0  # audited participations; nodes are never believed to be exactly alike
 FLAT = 1e6  # variance of a truth about which nothing is known yet
 
@@ -197,8 +199,8 @@ def start_audited(
     if not 0 <= audit_share <= 1:
         raise ValueError(f"audit_share must lie in [0, 1], not {audit_share!r}")
     return AuditedState(
-        weights=np.full(n_nodes, _skill_weight.py_func(0.5)),
-        skill=np.full(n_nodes, 0.5),
+        weights=np.full(n_nodes, _skill_weight.py_func(SKILL_START)),
+        skill=np.full(n_nodes, SKILL_START),
         levels=np.zeros((n_nodes, 3)),
         audits=np.zeros((n_nodes, 2)),
         world=np.zeros(8),
@@ -283,13 +285,17 @@ def _audited_rounds(
             precision += weight * min(max(skill[n], -0.95), 0.95)
             plain += scores[k, t] / committee
         own = world[3] / (world[3] + blend)
-        c = own * (mean + sd * pull / precision) + (1.0 - own) * plain
+        # How far the level moves to that of the audited truths depends on the correlation that the committee is
+        # believed to have: a level that wanders while audits come in would drown a weak signal.
+        believed = np.sqrt(max(1.0 - 1.0 / precision, 0.0))
+        level = common + believed * (mean - common)
+        c = own * (level + sd * pull / precision) + (1.0 - own) * plain
         consensus[t] = min(max(c, 0.0), SCORE_MAX)
         for k in range(committee):
             n = node[k, t]
             weights[k, t] = trust[n]
             turned = z[k] if skill[n] >= 0 else -z[k]
-            used[k, t] = own * (mean + sd * turned) + (1.0 - own) * scores[k, t]
+            used[k, t] = own * (level + sd * turned) + (1.0 - own) * scores[k, t]
         if not np.isnan(audit[t]):
             q = (audit[t] - mean) / sd
             world[3] += 1.0
@@ -301,7 +307,8 @@ def _audited_rounds(
                 row += np.array([1.0, z[k] * q])
                 world[6] += 1.0
                 world[7] += z[k] * q
-            pooled = (world[7] + 20.0 * 0.5) / (world[6] + 20.0)
+            doubt = POOL_PRIOR * committee
+            pooled = (world[7] + doubt * SKILL_START) / (world[6] + doubt)
             shrink = max(prior, _sampling_over_real(audits, pooled))
             for n in range(len(skill)):
                 skill[n] = (audits[n, 1] + shrink * pooled) / (audits[n, 0] + shrink)
