@@ -126,7 +126,7 @@ def test_a_chapter_has_a_figure_and_says_that_it_is_fast(visit, stem):
     page, _ = visit(f"chapters/{stem}.html")
     assert page.evaluate(IMAGES)
     assert "Fast profile" in page.locator(".bd-header-announcement").inner_text()
-    assert page.locator("h1").count() == 1
+    assert page.locator("article h1").count() == 1
 
 
 @pytest.mark.parametrize("dark", [False, True])
