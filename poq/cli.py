@@ -20,14 +20,19 @@ def main(arguments: list[str] | None = None) -> int:
     chapters = commands.add_parser("chapters", help="list the chapters with their parameters")
     chapters.add_argument("chapter", nargs="?", metavar="CHAPTER", help="only this chapter")
     commands.add_parser("workload", help="make the shipped score log again", add_help=False)
+    commands.add_parser("collect", help="collect a score log from a live network", add_help=False)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "workload":
+    if rest and options.command not in ("workload", "collect"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "check":
             return check_log(options.log)
         if options.command == "chapters":
             return show_chapters(options.chapter)
+        if options.command == "collect":
+            from poq.workload.collect import main as collect  # late: it needs the extra `workload`
+
+            return collect(rest)
         from poq.workload.build import main as make_workload  # late: it needs the extra `workload`
 
         return make_workload(rest) or 0
