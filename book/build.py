@@ -85,7 +85,7 @@ def build_book(*, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> 
         Before any work for bad input; otherwise after it, with the last good book untouched.
     """
     target = (out if profile == "full" else out / profile) / "html"
-    with _lock(out), _stage(book) as stage:
+    with _lock(out / f".lock-{profile}"), _stage(book) as stage:
         _finish_swap(target)
         jobs = plan(book, profile, {stem: {} for stem in list_chapters(book)})
         entries = execute(jobs, stage, out)
@@ -130,7 +130,7 @@ def build_chapter(stem: str, text: str = "", *, book: Path = BOOK, out: Path = O
             shutil.copytree(results, html / "results")
         shutil.copy(entries[stem] / "run.json", html / "run.json")
         _refuse(check_html(html, [f"chapters/{stem}"]))
-        with _lock(out):
+        with _lock(out / ".lock-chapters", wait=True):
             _finish_swap(target)
             _swap(html, target)
     return target / "chapters" / f"{stem}.html"
@@ -535,14 +535,14 @@ def write_status(stage: Path, status: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """One build at a time per output folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w", encoding="utf-8") as handle:
+def _lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Let one process at a time replace pages."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BuildError(f"another build is writing to {_shown(out)}; wait for it to end") from None
+            raise BuildError(f"another build writes to {_shown(path.parent)}; wait for it to end") from None
         yield
 
 

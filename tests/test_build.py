@@ -294,9 +294,10 @@ def _alive(process: int) -> bool:
 
 
 def test_only_one_build_writes_at_a_time(tmp_path):
-    with build._lock(tmp_path), pytest.raises(BuildError, match="another build is writing"), build._lock(tmp_path):
+    path = tmp_path / ".lock"
+    with build._lock(path), pytest.raises(BuildError, match="another build writes to"), build._lock(path):
         pass
-    with build._lock(tmp_path):
+    with build._lock(path):
         pass
 
 
