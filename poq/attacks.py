@@ -47,7 +47,7 @@ def noise(scores, malicious, rng, *, sd: float = 3.0):
     _check_strength("sd", sd)
     scores = np.asarray(scores, dtype=np.float64)
     drawn = sd * standard_normal(rng, scores.shape)
-    return np.clip(scores + drawn * malicious, 0.0, SCORE_MAX)
+    return np.where(malicious, np.clip(scores + drawn, 0.0, SCORE_MAX), scores)
 
 
 def boost(scores, malicious, rng, *, by: float = 3.0):

@@ -1,0 +1,126 @@
+"""Attacks: honest reports untouched, malicious ones in range and distributed as their formula says."""
+
+import numpy as np
+import pytest
+from generators import reports
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import attacked
+from scipy import stats
+
+from poq.attacks import ATTACKS, asks_for_context, boost, intermittent, noise, none, sabotage
+
+PAPER = {"noise": noise, "boost": boost, "sabotage": sabotage, "intermittent": intermittent}
+every_attack = pytest.mark.parametrize("attack", [none, *PAPER.values()], ids=["none", *PAPER])
+STRENGTH = {"noise": "sd", "boost": "by", "sabotage": "by", "intermittent": "by"}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_names():
+    assert {"none", *PAPER} <= set(ATTACKS)
+    assert all(ATTACKS[name] is attack for name, attack in PAPER.items())
+    assert not any(asks_for_context(attack) for attack in PAPER.values())
+
+
+@every_attack
+@given(data=reports(), strength=st.sampled_from([0.0, 0.5, 3.0, 10.0, 1e300]))
+def test_honest_reports_stay_bit_for_bit(attack, data, strength):
+    """In any memory order; the input stays as it was, the result is new and within the scale."""
+    scores, malicious = data
+    before = scores.copy(), malicious.copy()
+    options = {} if attack is none else {STRENGTH[attack.__name__]: strength}
+    found = attack(scores, malicious, rng(), **options)
+    assert found.shape == scores.shape
+    assert found.dtype == np.float64
+    assert found[~malicious].tobytes() == scores[~malicious].tobytes()
+    assert ((found >= 0) & (found <= 10)).all()
+    assert not np.shares_memory(found, scores)
+    np.testing.assert_array_equal(scores, before[0])
+    np.testing.assert_array_equal(malicious, before[1])
+    fortran = attack(np.asfortranarray(scores), np.asfortranarray(malicious), rng(), **options)
+    np.testing.assert_array_equal(fortran, found)
+
+
+@every_attack
+@given(data=reports())
+def test_attacks_by_plain_python(attack, data):
+    scores, malicious = data
+    scores, malicious = (array.reshape(-1, array.shape[-1]) for array in (scores, malicious))
+    nodes = np.where(malicious, 1, 0)
+    expected = attacked(attack.__name__, {}, scores, {1}, nodes, rng())
+    np.testing.assert_allclose(attack(scores, malicious, rng()), expected, atol=1e-12)
+
+
+def test_attacks_by_hand():
+    """Eq. 18 and its mirror, clipped at the ends of the scale."""
+    scores = np.array([[0.0, 5.0, 8.0], [10.0, 1.0, 2.0]])
+    malicious = np.array([[True, False, True], [True, True, False]])
+    np.testing.assert_array_equal(boost(scores, malicious, rng()), [[3, 5, 10], [10, 4, 2]])
+    np.testing.assert_array_equal(boost(scores, malicious, rng(), by=0.5), [[0.5, 5, 8.5], [10, 1.5, 2]])
+    np.testing.assert_array_equal(sabotage(scores, malicious, rng()), [[0, 5, 5], [7, 0, 2]])
+    np.testing.assert_array_equal(sabotage(scores, malicious, rng(), by=20), [[0, 5, 0], [0, 0, 2]])
+    np.testing.assert_array_equal(none(scores, malicious, rng()), scores)
+    for attack in (noise, boost, sabotage, intermittent):
+        strength = {STRENGTH[attack.__name__]: 0.0}
+        np.testing.assert_array_equal(attack(scores, malicious, rng(), **strength), scores)
+    certain = intermittent(scores, malicious, rng(), probability=1.0, by=2.0)
+    np.testing.assert_array_equal(certain, boost(scores, malicious, rng(), by=2.0))
+    np.testing.assert_array_equal(intermittent(scores, malicious, rng(), probability=0.0), scores)
+
+
+@pytest.mark.parametrize("sd", [0.5, 1.2])
+def test_noise_is_normal(sd):
+    """Away from the ends, by Kolmogorov-Smirnov; every entry has a draw of its own."""
+    scores = np.full((5000, 4), 5.0)
+    malicious = rng(1).random(scores.shape) < 0.5
+    shift = (noise(scores, malicious, rng(2), sd=sd) - scores)[malicious]
+    assert stats.kstest(shift / sd, "norm").pvalue > 0.001
+    assert len(np.unique(shift)) == len(shift)
+
+
+def test_noise_piles_up_at_the_ends():
+    """At a score of 8 and s.d. 3 the share that lands on 10 is P(z > 2/3)."""
+    found = noise(np.full(40_000, 8.0), np.ones(40_000, dtype=bool), rng(3))
+    for end, chance in [(10.0, stats.norm.sf(2 / 3)), (0.0, stats.norm.cdf(-8 / 3))]:
+        margin = 4 * np.sqrt(chance * (1 - chance) / 40_000)
+        assert (found == end).mean() == pytest.approx(chance, abs=margin)
+    inside = found[(found > 0) & (found < 10)]
+    truncated = stats.truncnorm(-8 / 3, 2 / 3, loc=8, scale=3)
+    assert stats.kstest(inside, truncated.cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.3, 0.8])
+def test_intermittent_strikes_with_its_probability(probability):
+    """Report by report, independent of the other seats."""
+    scores = np.full((10_000, 4), 4.0)
+    found = intermittent(scores, np.ones(scores.shape, dtype=bool), rng(4), probability=probability)
+    struck = found == 7
+    assert (struck | (found == 4)).all()
+    low, high = stats.binom(scores.size, probability).interval(0.9999)
+    assert low <= struck.sum() <= high
+    at_least_one = 1 - (1 - probability) ** 4
+    margin = 4 * np.sqrt(at_least_one * (1 - at_least_one) / 10_000)
+    assert struck.any(axis=1).mean() == pytest.approx(at_least_one, abs=margin)
+
+
+@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("value", [-1, -1e-9, np.nan, np.inf, -np.inf])
+def test_bad_strength(name, value):
+    with pytest.raises(ValueError, match=STRENGTH[name]):
+        PAPER[name](np.ones(3), np.ones(3, dtype=bool), rng(), **{STRENGTH[name]: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, np.nan, np.inf])
+def test_bad_probability(value):
+    with pytest.raises(ValueError, match="probability"):
+        intermittent(np.ones(3), np.ones(3, dtype=bool), rng(), probability=value)
+
+
+@every_attack
+def test_whole_numbers_are_scores_too(attack):
+    found = attack(np.array([0, 5, 10]), np.array([True, False, False]), rng())
+    assert found.dtype == np.float64
+    assert found[1:].tolist() == [5, 10]
