@@ -18,7 +18,7 @@ from poq.aggregators import leave_one_out, weighted_mean
 from poq.attacks import Context, asks_for_context
 from poq.rewards import normalise_cost
 from poq.rounds import block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
-from poq.scorelog import ScoreMatrix, best_evaluator
+from poq.scorelog import SCORE_MAX, ScoreMatrix, best_evaluator
 from poq.streams import stream
 from poq.trust import TrustRule
 
@@ -97,7 +97,7 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     for begin, output in zip(edges[:-1], iter_outputs(pool, edges, seed=seed, trial=trial)):
         if begin >= burn_in:
             count += np.bincount(output, minlength=len(count))
-    truth_rank = metrics.truth_ranks(matrix.truth, count)
+    truth_rank = metrics.truth_ranks(matrix.truth_tie, count)
     tables = (matrix.truth, truth_rank, matrix.model, node_cost)
 
     malicious = {}
@@ -140,6 +140,7 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
                 context = Context(np.arange(begin, begin + len(output)), output, matrix.model[output], node)
                 options = {**options, "context": context}
             reported = attack.function(honest, hit, generators[attack], **options)
+            _check_scale("attack", attack.function, reported)
             if begin >= burn_in:
                 shifts[attack] += reported.sum() - honest.sum(), hit.sum()
             for rule, track in its_tracks.items():
@@ -203,6 +204,7 @@ def _play_block(rule: Rule, track: Track, reported, *, node, output, lot, tables
         audit = np.where(lot < _audit_share(track), truth[output], np.nan)
         consensus, weights, used = rule.function.advance(track.state, reported, node, audit)
         reference = _weighted_leave_one_out(used, weights) if leave_out else consensus
+    _check_scale("rule", rule.function, consensus)
     if counted:
         metrics.add_pay(track.sums, output, node, consensus, reported, reference, model, node_cost)
         if track.accurate:
@@ -210,6 +212,13 @@ def _play_block(rule: Rule, track: Track, reported, *, node, output, lot, tables
         if track.by_output is not None:
             for row, value in zip(track.by_output, (consensus, consensus**2)):
                 row += np.bincount(output, weights=value, minlength=len(row))
+
+
+def _check_scale(what: str, function, scores) -> None:
+    # Bins are indexed by score, so a rule or an attack of one's own must not leave the scale unnoticed.
+    if not (scores.min() >= -1e-9 and scores.max() <= SCORE_MAX + 1e-9):
+        function = getattr(function, "start", function)
+        raise ValueError(f"{what} '{function.__name__}' gives scores outside [0, 10], or NaN")
 
 
 def _item_sums(track: Track, matrix: ScoreMatrix, count: np.ndarray) -> list[float]:

@@ -96,7 +96,7 @@ def _add_accuracy(accuracy, rank, output, consensus, truth, truth_rank):
         c = consensus[t]
         q = truth[output[t]]
         absolute += abs(c - q)
-        bin_ = min(int(c / SCORE_MAX * RANK_BINS), RANK_BINS - 1)
+        bin_ = min(max(int(c / SCORE_MAX * RANK_BINS), 0), RANK_BINS - 1)
         rank[bin_, 0] += 1.0
         rank[bin_, 1] += truth_rank[output[t]]
         c -= middle
@@ -142,12 +142,12 @@ def _add_evaluator_pay(by_node, by_round, node, scores, reference, node_cost):
     by_round += np.array([d1, d2, c1, c2, dc])
 
 
-def truth_ranks(truth: np.ndarray, count: np.ndarray) -> np.ndarray:
+def truth_ranks(tie: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Midrank of each output's truth, (O,), among all rounds, when output o is answered count[o] times.
 
-    Centred and divided by the number of rounds, so that sums over many rounds keep their precision.
+    tie : (O,) number of each output's truth among the distinct truths. Ranks are centred and divided by the number of
+    rounds, so that sums over many rounds keep their precision.
     """
-    _, tie = np.unique(truth, return_inverse=True)
     rounds = np.bincount(tie, weights=count)
     return _centred_midrank(rounds)[tie]
 

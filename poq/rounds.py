@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from poq.scorelog import SCORE_MAX, ScoreMatrix, correlations
+from poq.scorelog import SCORE_MAX, ScoreMatrix
 from poq.streams import stream
 
 
@@ -84,12 +84,12 @@ def make_pool(
         evaluator = np.arange(n_nodes) % n_evaluators
 
     # Outputs that the same evaluators scored share one list of nodes.
-    known, pattern = np.unique(~np.isnan(matrix.values), axis=0, return_inverse=True)
+    known, pattern = matrix.patterns
     lists = [np.flatnonzero(row[evaluator]) for row in known]
     size = np.array([len(nodes) for nodes in lists])
     first = np.cumsum(size) - size
     least = committee if min_available is None else max(committee, min_available)
-    available = size[pattern.ravel()] >= least
+    available = size[pattern] >= least
     output = np.flatnonzero(available)
     if len(output) < 2:
         raise ValueError(
@@ -103,8 +103,8 @@ def make_pool(
         values=matrix.values,
         evaluator=evaluator.astype(np.int32),
         output=output.astype(np.int32),
-        first=first[pattern.ravel()].astype(np.int32),
-        size=size[pattern.ravel()].astype(np.int32),
+        first=first[pattern].astype(np.int32),
+        size=size[pattern].astype(np.int32),
         nodes=np.concatenate(lists).astype(np.int32),
         jitter=float(jitter) if n_nodes > n_evaluators else 0.0,
         dropped=dropped,
@@ -192,7 +192,7 @@ def malicious_nodes(pool: Pool, matrix: ScoreMatrix, *, who: str = "random", see
     order = stream(seed, trial, "malicious").permutation(len(pool.evaluator))
     if who == "random":
         return order
-    skill = np.nan_to_num(correlations(matrix), nan=-2.0)[pool.evaluator]
+    skill = np.nan_to_num(matrix.skill, nan=-2.0)[pool.evaluator]
     return order[np.argsort(-skill[order] if who == "best" else skill[order], kind="stable")]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,26 @@ class ScoreMatrix:
     evaluators: tuple[str, ...]
     model_cost: np.ndarray
     evaluator_cost: np.ndarray
+
+    # What every trial needs of the matrix and none changes is worked out once.
+    @cached_property
+    def skill(self) -> np.ndarray:
+        """As :func:`correlations`."""
+        return correlations(self)
+
+    @cached_property
+    def truth_tie(self) -> np.ndarray:
+        """Number of each output's truth among the distinct truths, (O,), from the least."""
+        return np.unique(self.truth, return_inverse=True)[1]
+
+    @cached_property
+    def patterns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which evaluators scored an output: the distinct sets, (P, E) bool, and the number of each output's, (O,)."""
+        known = ~np.isnan(self.values)
+        if known.all():
+            return known[:1], np.zeros(len(known), dtype=np.intp)
+        sets, number = np.unique(known, axis=0, return_inverse=True)
+        return sets, number.ravel()
 
 
 def read_score_log(path) -> pd.DataFrame:
@@ -298,8 +319,12 @@ def score_matrix(log: pd.DataFrame, *, task: str, calibration="minmax", truth_ra
     UserWarning
         For an evaluator whose scores are all the same; it calibrates to 5.
     """
-    log = check_log(log)
-    if task not in set(log["task"]):
+    return matrix_of(check_log(log), task=task, calibration=calibration, truth_range=truth_range)
+
+
+def matrix_of(log: pd.DataFrame, *, task: str, calibration="minmax", truth_range=None) -> ScoreMatrix:
+    """As :func:`score_matrix`, of a log that :func:`check_log` has returned."""
+    if not (log["task"] == task).any():
         raise ValueError(f"unknown task '{task}': the log has {', '.join(tasks(log))}")
     rows = log[log["task"] == task]
     item_code, items = pd.factorize(rows["item"], sort=True)
@@ -460,7 +485,7 @@ def correlations(matrix: ScoreMatrix) -> np.ndarray:
 
 def best_evaluator(matrix: ScoreMatrix) -> int:
     """Column of the evaluator with the highest Pearson correlation; the first one where none is defined."""
-    return int(np.argmax(np.nan_to_num(correlations(matrix), nan=-2.0)))
+    return int(np.argmax(np.nan_to_num(matrix.skill, nan=-2.0)))
 
 
 def weighted_correlation(x: np.ndarray, y: np.ndarray, times: np.ndarray, *, method: str = "pearson") -> np.ndarray:

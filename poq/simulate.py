@@ -24,7 +24,7 @@ from poq.aggregators import AGGREGATORS
 from poq.attacks import ATTACKS, Context, asks_for_context
 from poq.engine import Attack, Case, Rule
 from poq.rounds import make_pool
-from poq.scorelog import ScoreMatrix, check_log, score_matrix
+from poq.scorelog import SCORE_MAX, ScoreMatrix, check_log, matrix_of
 from poq.trust import TRUST_RULES, TrustRule
 
 CHOICES = {
@@ -148,23 +148,34 @@ class Scenario:
         self._try_functions()
 
     def _try_functions(self) -> None:
-        """Call rule and attack once on a committee of this size: a bad option value fails here, not after an hour."""
-        scores = np.full((2, self.committee), 5.0)
-        node = np.tile(np.arange(self.committee), (2, 1))
+        """Call attack and rule once on committees of this size: what is wrong fails here, not after an hour."""
+        shape = (self.committee + 1, self.committee)
+        scores = np.linspace(0, SCORE_MAX, shape[0] * shape[1]).reshape(shape)
+        scores.flags.writeable = False
+        malicious = np.arange(scores.size).reshape(shape) % 2 == 0
+        node = np.tile(np.arange(self.committee), (shape[0], 1))
         options = dict(self.attack_options)
         if asks_for_context(ATTACKS[self.attack]):
-            options["context"] = Context(np.arange(2), np.zeros(2, int), np.zeros(2, int), node)
+            options["context"] = Context(np.arange(len(node)), *np.zeros((2, len(node)), int), node)
+        told = f" with {self.attack_options}" if self.attack_options else ""
         try:
-            ATTACKS[self.attack](scores, scores > 0, np.random.default_rng(0), **options)
+            reported = ATTACKS[self.attack](scores, malicious, np.random.default_rng(0), **options)
+            if np.shape(reported) != shape:
+                raise ValueError(f"returns shape {np.shape(reported)} for scores of shape {shape}")
+            if (reported[~malicious] != scores[~malicious]).any():
+                raise ValueError("changes the reports of honest nodes")
         except (TypeError, ValueError) as error:
-            raise ValueError(f"attack '{self.attack}': {error}") from error
+            raise ValueError(f"attack '{self.attack}'{told}: {error}") from error
+        told = f" with {self.rule_options}" if self.rule_options else ""
         try:
             if self.rule in TRUST_RULES:
                 TRUST_RULES[self.rule].start(self.committee, **self.rule_options)
             else:
-                AGGREGATORS[self.rule](scores, **self.rule_options)
+                consensus = AGGREGATORS[self.rule](scores, **self.rule_options)
+                if np.shape(consensus) != shape[:1]:
+                    raise ValueError(f"returns shape {np.shape(consensus)} for scores of shape {shape}")
         except (TypeError, ValueError) as error:
-            raise ValueError(f"rule '{self.rule}': {error}") from error
+            raise ValueError(f"rule '{self.rule}'{told}: {error}") from error
 
 
 def _whole(name: str, value, *, least: int) -> int:
@@ -293,7 +304,7 @@ def _plan(log: pd.DataFrame, scenarios: list[Scenario], *, trials: int, seed: in
         fields = _text_fields(scenario)
         matrix_key = json.dumps([fields[name] for name in MATRIX])
         if matrix_key not in matrices:
-            matrices[matrix_key] = score_matrix(log, **{name: getattr(scenario, name) for name in MATRIX})
+            matrices[matrix_key] = matrix_of(log, **{name: getattr(scenario, name) for name in MATRIX})
         key = json.dumps([matrix_key, *(fields[name] for name in DRAW)])
         if key not in groups:
             draw = {name: getattr(scenario, name) for name in DRAW}
@@ -407,6 +418,7 @@ def compare(frame: pd.DataFrame, *, baseline: str = "mean", by=()) -> pd.DataFra
         raise ValueError(f"the frame has no rows of the baseline rule '{baseline}' with its default options")
     metrics = metric_columns(frame)
     keys = pd.MultiIndex.from_frame(frame[pair].astype("object").where(frame[pair].notna(), ""))
+    base = base.drop_duplicates(pair)  # a scenario that stands twice in the list
     base_keys = pd.MultiIndex.from_frame(base[pair].astype("object").where(base[pair].notna(), ""))
     row = base_keys.get_indexer(keys)
     if (row < 0).any():
