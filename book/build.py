@@ -386,7 +386,8 @@ def _progress(total: int) -> Iterator[tuple[Callable[[list[str]], None], Callabl
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="chapters", unit="chapter", dynamic_ncols=True) as bar:
+    shape = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"
+    with tqdm(total=total, desc="chapters", bar_format=shape, dynamic_ncols=True) as bar:
 
         def update(running: list[str]) -> None:
             words = ", ".join(running)
@@ -454,6 +455,7 @@ def render(stage: Path, out: Path, *, banner: str = "", strict: bool = True) -> 
     command = [sys.executable, "-c", start, "build", str(stage), "--path-output", str(stage.parent / "pages")]
     environment = {**os.environ, "PYTHONHASHSEED": "0", "SPHINX_NO_COLOR": "1", "NO_COLOR": "1"}
     begun = time.monotonic()
+    print("rendering", file=sys.stderr, flush=True)
     done = subprocess.run(
         [*command, *(["-W", "--keep-going"] if strict else [])],
         capture_output=True,
