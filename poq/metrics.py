@@ -178,8 +178,8 @@ def accuracy_row(sums: Sums, truth_rank: np.ndarray, count: np.ndarray) -> dict[
 
 
 def _ratio(covariance: float, var_x: float, var_y: float) -> float:
-    # A variance below this is what rounding leaves of a constant.
-    if min(var_x, var_y) < 1e-12:
+    # A variance below this is what rounding leaves of a constant: a block adds up 10^4 squares of up to 25.
+    if min(var_x, var_y) < 1e-10:
         return float("nan")
     return float(np.clip(covariance / np.sqrt(var_x * var_y), -1.0, 1.0))
 
