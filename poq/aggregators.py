@@ -13,6 +13,7 @@ import numpy as np
 
 # Up to this committee size a sorting network on whole seats beats np.sort on rows.
 NETWORK_LIMIT = 32
+MAD_FLOOR = 0.5  # points
 
 
 def mean(scores):
@@ -41,6 +42,86 @@ def trimmed_mean(scores, *, cut: float = 0.2):
     out = _n_cut(len(seats), cut)
     kept = seats[out : len(seats) - out]
     return sum(kept[1:], start=kept[0]) / len(kept)
+
+
+def winsorised_mean(scores, *, cut: float = 0.2):
+    """Mean after the lowest and highest scores are moved to the nearest one kept: (..., K) -> (...).
+
+    `cut` counts as in :func:`trimmed_mean`.
+    """
+    seats = _sorted_seats(scores)
+    out = _n_cut(len(seats), cut)
+    kept = seats[out : len(seats) - out]
+    return (sum(kept[1:], start=kept[0]) + out * (kept[0] + kept[-1])) / len(seats)
+
+
+def mad_inlier_mean(scores, *, limit: float = 2.5):
+    """Mean of the scores within `limit` robust standard deviations of the median: (..., K) -> (...) [chaoschain].
+
+    The robust standard deviation is 1.4826 times the median absolute deviation (MAD), at least MAD_FLOOR points: where
+    half of a committee ties, at an end of the scale for example, MAD is 0 and would throw everybody else out. The limit
+    and the floor are our reconstruction.
+    """
+    _check_limit(limit)
+    scores = np.asarray(scores, dtype=np.float64)
+    middle, spread = _median_and_spread(scores)
+    return weighted_mean(scores, np.abs(scores - middle) <= limit * spread)
+
+
+def huber(scores, *, limit: float = 1.345, steps: int = 20):
+    """Huber's M-estimate of location: (..., K) -> (...) [huber1964].
+
+    Scores further than `limit` robust standard deviations (as in :func:`mad_inlier_mean`) from the estimate pull with
+    the force of that limit only. Found by `steps` reweighted means from the median.
+    """
+    _check_limit(limit)
+    scores = np.asarray(scores, dtype=np.float64)
+    estimate, spread = _median_and_spread(scores)
+    reach = limit * spread
+    for _ in range(steps):
+        weights = np.minimum(1.0, reach / np.maximum(np.abs(scores - estimate), 1e-12))
+        estimate = weighted_mean(scores, weights)[..., None]
+    return estimate[..., 0]
+
+
+def quantile_clip(scores, *, kappa: float = 0.5, weights=None):
+    """Mean of the scores, each clipped down to the largest value that a share `kappa` of stake supports [yuma].
+
+    Parameters
+    ----------
+    scores : (..., K) float array
+    kappa : float in (0, 1]
+        A value is supported by the stake of all scores at or above it.
+    weights : (..., K) float array, optional
+        Stake or trust of each member; equal by default.
+
+    Returns
+    -------
+    (...) float array
+        Nobody can lift it above what a share kappa supports; the clip has no counterpart below.
+    """
+    if not 0 < kappa <= 1:
+        raise ValueError(f"kappa must lie in (0, 1], not {kappa!r}")
+    scores = np.asarray(scores, dtype=np.float64)
+    stake = np.ones_like(scores) if weights is None else np.broadcast_to(np.asarray(weights, float), scores.shape)
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    ordered = np.take_along_axis(scores, order, axis=-1)
+    support = np.cumsum(np.take_along_axis(stake, order, axis=-1), axis=-1)
+    enough = support >= kappa * support[..., -1:] - 1e-12
+    supported = np.take_along_axis(ordered, np.argmax(enough, axis=-1)[..., None], axis=-1)
+    return weighted_mean(np.minimum(scores, supported), stake)
+
+
+def _median_and_spread(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and robust standard deviation of each committee, (..., 1)."""
+    middle = np.asarray(median(scores))[..., None]
+    spread = 1.4826 * np.asarray(median(np.abs(scores - middle)))[..., None]
+    return middle, np.maximum(spread, MAD_FLOOR)
+
+
+def _check_limit(limit: float) -> None:
+    if not (np.isfinite(limit) and limit > 0):
+        raise ValueError(f"limit must be a positive number of standard deviations, not {limit!r}")
 
 
 def _n_cut(committee: int, cut: float) -> int:
@@ -116,4 +197,12 @@ def _sorted_seats(scores) -> list[np.ndarray]:
     return seats
 
 
-AGGREGATORS: dict[str, Callable] = {"mean": mean, "median": median, "trimmed_mean": trimmed_mean}
+AGGREGATORS: dict[str, Callable] = {
+    "mean": mean,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "winsorised_mean": winsorised_mean,
+    "mad_inlier_mean": mad_inlier_mean,
+    "huber": huber,
+    "quantile_clip": quantile_clip,
+}

@@ -15,12 +15,14 @@ import numpy as np
 
 from poq import metrics
 from poq.aggregators import leave_one_out, weighted_mean
-from poq.attacks import Context, asks_for_context
+from poq.attacks import Context, History, asks_for
 from poq.rewards import normalise_cost
 from poq.rounds import block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
 from poq.scorelog import SCORE_MAX, ScoreMatrix, best_evaluator
 from poq.streams import stream
 from poq.trust import TrustRule
+
+MEMORY = 1000  # past consensus values that a reacting attacker is shown
 
 
 # Attacks and rules are compared by identity: the plan makes one object for each, however many rows share it.
@@ -56,6 +58,7 @@ class Track(NamedTuple):
 
     accurate : whether its consensus is compared with the truth, or only its pay is wanted.
     by_output : (2, O) summed consensus and squared consensus of each output, where item sums are wanted.
+    past : the last consensus values, for attackers who react.
     """
 
     sums: metrics.Sums
@@ -63,6 +66,7 @@ class Track(NamedTuple):
     trust: dict
     accurate: bool
     by_output: np.ndarray | None = None
+    past: list | None = None
 
 
 def n_malicious(share: float, n_nodes: int) -> int:
@@ -117,8 +121,8 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
         else:
             shown.add(case.rule)
     honest_tracks = {case.rule: start(case.rule, accurate=case.rule in shown) for case in cases}
-    generators = {attack: stream(seed, trial, "attack") for attack in tracks}
-    shifts = {attack: np.zeros(2) for attack in tracks}  # summed shift of malicious reports, and their number
+    generators: dict = {}
+    shifts: dict = {}  # summed shift of malicious reports, and their number
 
     auditor = stream(seed, trial, "audit")
     audits = dict.fromkeys((_audit_share(track) for track in honest_tracks.values()), 0)
@@ -135,14 +139,21 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
             play(rule, track, honest)
         for attack, its_tracks in tracks.items():
             hit = mark_nodes(malicious[attack.who, attack.share], node)
-            options = attack.options
-            if asks_for_context(attack.function):
-                context = Context(np.arange(begin, begin + len(output)), output, matrix.model[output], node)
-                options = {**options, "context": context}
-            reported = attack.function(honest, hit, generators[attack], **options)
-            _check_scale("attack", attack.function, reported)
+            context = Context(np.arange(begin, begin + len(output)), output, matrix.model[output], node)
+            if asks_for(attack.function, "history"):
+                # Reports now hang on what the rule made of earlier ones: round by round, each rule for itself.
+                for rule, track in its_tracks.items():
+                    rng = generators.setdefault((attack, rule), stream(seed, trial, "attack"))
+                    shift = _play_reacting(
+                        attack, rule, track, honest, hit, rng, context, lot, tables, begin >= burn_in
+                    )
+                    shifts.setdefault((attack, rule), np.zeros(2))[:] += shift
+                continue
+            rng = generators.setdefault(attack, stream(seed, trial, "attack"))
+            options = {**attack.options, "context": context} if asks_for(attack.function, "context") else attack.options
+            reported = attack.function(honest, hit, rng, **options)
             if begin >= burn_in:
-                shifts[attack] += reported.sum() - honest.sum(), hit.sum()
+                shifts.setdefault(attack, np.zeros(2))[:] += reported.sum() - honest.sum(), hit.sum()
             for rule, track in its_tracks.items():
                 play(rule, track, reported)
     _mark_trust(n_rounds, honest_tracks, *tracks.values())
@@ -165,7 +176,9 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
                 **shared,
                 **_row(track, honest_track, bad, case.pay, matrix, pool, node_cost, model_cost, committee, marks),
                 "audits": audits[_audit_share(track)],
-                **_shift_row(shifts.get(case.attack), count.sum() * committee, bad),
+                **_shift_row(
+                    shifts.get(case.attack, shifts.get((case.attack, case.rule))), count.sum() * committee, bad
+                ),
                 **metrics.accuracy_row(track.sums, truth_rank, count),
             }
         )
@@ -177,7 +190,7 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
 def _start_track(rule: Rule, *, n_nodes: int, n_models: int, n_outputs: int = 0, accurate: bool = True) -> Track:
     state = rule.function.start(n_nodes, **rule.options) if isinstance(rule.function, TrustRule) else None
     by_output = np.zeros((2, n_outputs)) if n_outputs and accurate else None
-    return Track(metrics.start_sums(n_nodes, n_models), state, {}, accurate, by_output)
+    return Track(metrics.start_sums(n_nodes, n_models), state, {}, accurate, by_output, [])
 
 
 def _audit_share(track: Track) -> float:
@@ -191,8 +204,8 @@ def _mark_trust(number: int, *groups: dict[Rule, Track]) -> None:
             track.trust[number] = track.state[0].copy()
 
 
-def _play_block(rule: Rule, track: Track, reported, *, node, output, lot, tables, counted: bool) -> None:
-    """Consensus and trust update for a block of rounds, then pay and sums if the rounds count."""
+def _play_block(rule: Rule, track: Track, reported, *, node, output, lot, tables, counted: bool):
+    """Consensus and trust update for a block of rounds, then pay and sums if they count; returns the consensus."""
     truth, truth_rank, model, node_cost = tables
     leave_out = counted and rule.reference == "leave_one_out"
     reference = None
@@ -212,6 +225,7 @@ def _play_block(rule: Rule, track: Track, reported, *, node, output, lot, tables
         if track.by_output is not None:
             for row, value in zip(track.by_output, (consensus, consensus**2)):
                 row += np.bincount(output, weights=value, minlength=len(row))
+    return consensus
 
 
 def _check_scale(what: str, function, scores) -> None:
@@ -219,6 +233,30 @@ def _check_scale(what: str, function, scores) -> None:
     if not (scores.min() >= -1e-9 and scores.max() <= SCORE_MAX + 1e-9):
         function = getattr(function, "start", function)
         raise ValueError(f"{what} '{function.__name__}' gives scores outside [0, 10], or NaN")
+
+
+def _play_reacting(attack, rule, track, honest, hit, rng, context, lot, tables, counted: bool) -> np.ndarray:
+    """Play a block whose attackers react, one round after the other; returns summed shift and number of reports."""
+    shift = np.zeros(2)
+    past = track.past
+    extra = asks_for(attack.function, "context")
+    for t in range(len(honest)):
+        now = slice(t, t + 1)
+        node = context.node[now]
+        reported = honest[now]
+        if hit[t].any():
+            trust = np.ones(node.shape) if track.state is None else track.state[0][node] / track.state[0].mean()
+            options = {**attack.options, "history": History(np.array(past), trust)}
+            if extra:
+                options["context"] = Context(*(field_[now] for field_ in context))
+            reported = attack.function(honest[now], hit[now], rng, **options)
+            shift += reported.sum() - honest[now].sum(), hit[t].sum()
+        c = _play_block(
+            rule, track, reported, node=node, output=context.output[now], lot=lot[now], tables=tables, counted=counted
+        )
+        past.append(c[0])
+        del past[:-MEMORY]
+    return shift if counted else np.zeros(2)
 
 
 def _item_sums(track: Track, matrix: ScoreMatrix, count: np.ndarray) -> list[float]:

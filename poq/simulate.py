@@ -21,7 +21,7 @@ import pandas as pd
 
 from poq import jobs
 from poq.aggregators import AGGREGATORS
-from poq.attacks import ATTACKS, Context, asks_for_context
+from poq.attacks import ATTACKS, Context, History, asks_for
 from poq.engine import Attack, Case, Rule
 from poq.rounds import make_pool
 from poq.scorelog import SCORE_MAX, ScoreMatrix, check_log, matrix_of
@@ -155,8 +155,10 @@ class Scenario:
         malicious = np.arange(scores.size).reshape(shape) % 2 == 0
         node = np.tile(np.arange(self.committee), (shape[0], 1))
         options = dict(self.attack_options)
-        if asks_for_context(ATTACKS[self.attack]):
+        if asks_for(ATTACKS[self.attack], "context"):
             options["context"] = Context(np.arange(len(node)), *np.zeros((2, len(node)), int), node)
+        if asks_for(ATTACKS[self.attack], "history"):
+            options["history"] = History(np.zeros(0), np.ones(node.shape))
         told = f" with {self.attack_options}" if self.attack_options else ""
         try:
             reported = ATTACKS[self.attack](scores, malicious, np.random.default_rng(0), **options)
@@ -201,7 +203,7 @@ def _check_options(name: str, function, options: Mapping, *, skip: int) -> None:
     parameters = inspect.signature(start).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "context"]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("context", "history")]
     for option in options:
         if option not in known:
             raise ValueError(f"unknown option '{option}' of '{name}': it has {', '.join(known) or 'none'}")

@@ -93,10 +93,15 @@ def advance_paper(state: PaperState, scores, node, audit):
     The consensus is the mean weighted by the weights before the update, the node's own score inside; only the
     committee's nodes are updated.
     """
+    return _advance(_paper_rounds, state, scores, node)
+
+
+def _advance(rounds: Callable, state: tuple, scores, node):
+    """Call the compiled loop of a rule that weighs reports as they are."""
     seats = np.ascontiguousarray(scores.T)
     consensus = np.empty(len(scores))
     weights = np.empty_like(seats)
-    _paper_rounds(seats, np.ascontiguousarray(node.T), *state, consensus, weights)
+    rounds(seats, np.ascontiguousarray(node.T), *state, consensus, weights)
     return consensus, weights.T, scores
 
 
@@ -107,24 +112,108 @@ def updated_weight(weight, deviation, rate, low, high):
 
 
 @njit(cache=True)
+def _weighted_consensus(scores, node, trust, weights, t):
+    """Mean of round t weighted by trust; notes the weights before their update."""
+    total = 0.0
+    weighted = 0.0
+    for k in range(len(scores)):
+        w = trust[node[k, t]]
+        weights[k, t] = w
+        total += w
+        weighted += w * scores[k, t]
+    return weighted / total
+
+
+@njit(cache=True)
 def _paper_rounds(scores, node, trust, rate, low, high, consensus, weights):
     committee, n_rounds = scores.shape
     for t in range(n_rounds):
-        total = 0.0
-        weighted = 0.0
-        for k in range(committee):
-            w = trust[node[k, t]]
-            weights[k, t] = w
-            total += w
-            weighted += w * scores[k, t]
-        c = weighted / total
+        c = _weighted_consensus(scores, node, trust, weights, t)
         consensus[t] = c
         for k in range(committee):
             trust[node[k, t]] = updated_weight(weights[k, t], distance(scores[k, t], c), rate, low, high)
 
 
+class RecentredState(NamedTuple):
+    """weights (N,); usual : (1,) running median of deviations; and the constants of Eq. 21."""
+
+    weights: np.ndarray
+    usual: np.ndarray
+    rate: float
+    low: float
+    high: float
+
+
+def start_recentred(n_nodes: int, *, rate: float = 0.1, low: float = 0.1, high: float = 5.0, start: float = 1.0):
+    """State of Eq. 21 recentred; options as in :func:`start_paper`."""
+    weights, *constants = start_paper(n_nodes, rate=rate, low=low, high=high, start=start)
+    return RecentredState(weights, np.array([0.1]), *constants)
+
+
+def advance_recentred(state: RecentredState, scores, node, audit):
+    """Eq. 21 with the running median of deviations in the place of 0.5 (our reconstruction).
+
+    A node that deviates more than usual loses trust, so that weights need not all drift to the upper bound.
+    """
+    return _advance(_recentred_rounds, state, scores, node)
+
+
+@njit(cache=True)
+def _recentred_rounds(scores, node, trust, usual, rate, low, high, consensus, weights):
+    committee, n_rounds = scores.shape
+    for t in range(n_rounds):
+        consensus[t] = _weighted_consensus(scores, node, trust, weights, t)
+        for k in range(committee):
+            d = distance(scores[k, t], consensus[t])
+            # 0.5 of Eq. 21 becomes the usual deviation, and the step keeps its size relative to it.
+            centred = 0.5 + 0.5 * (d - usual[0]) / max(usual[0], 0.01)
+            trust[node[k, t]] = updated_weight(weights[k, t], min(centred, 1.5), rate, low, high)
+        for k in range(committee):
+            # The median is where as many steps go up as down.
+            d = distance(scores[k, t], consensus[t])
+            usual[0] = max(usual[0] + (0.001 if d > usual[0] else -0.001), 0.001)
+
+
+class EmaState(NamedTuple):
+    """weights (N,), deviation (N,) its moving average, keep : what a participation leaves of the past."""
+
+    weights: np.ndarray
+    deviation: np.ndarray
+    keep: float
+
+
+def start_ema(n_nodes: int, *, memory: float = 100.0) -> EmaState:
+    """State of trust by an exponential moving average of deviation; memory in participations."""
+    if not (np.isfinite(memory) and memory >= 1):
+        raise ValueError(f"memory must be 1 participation or more, not {memory!r}")
+    return EmaState(np.full(n_nodes, _ema_weight.py_func(0.2)), np.full(n_nodes, 0.2), 1.0 - 1.0 / memory)
+
+
+def advance_ema(state: EmaState, scores, node, audit):
+    """Weight 1 / (D^2 + 0.05^2) of the moving average D of a node's deviation (our reconstruction)."""
+    return _advance(_ema_rounds, state, scores, node)
+
+
+@njit(cache=True)
+def _ema_weight(deviation):
+    return 1.0 / (deviation * deviation + 0.0025)
+
+
+@njit(cache=True)
+def _ema_rounds(scores, node, trust, average, keep, consensus, weights):
+    committee, n_rounds = scores.shape
+    for t in range(n_rounds):
+        consensus[t] = _weighted_consensus(scores, node, trust, weights, t)
+        for k in range(committee):
+            n = node[k, t]
+            average[n] = keep * average[n] + (1.0 - keep) * distance(scores[k, t], consensus[t])
+            trust[n] = _ema_weight(average[n])
+
+
 TRUST_RULES: dict[str, TrustRule] = {
     "paper": TrustRule(start_paper, advance_paper),
+    "recentred": TrustRule(start_recentred, advance_recentred),
+    "ema": TrustRule(start_ema, advance_ema),
     "calibrated": TrustRule(start_calibrated, advance_calibrated),
     "audited": TrustRule(start_audited, advance_audited),
 }

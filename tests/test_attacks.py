@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import attacked
 from scipy import stats
 
-from poq.attacks import ATTACKS, asks_for_context, boost, intermittent, noise, none, sabotage
+from poq.attacks import ATTACKS, asks_for, boost, intermittent, noise, none, sabotage
 
 PAPER = {"noise": noise, "boost": boost, "sabotage": sabotage, "intermittent": intermittent}
 every_attack = pytest.mark.parametrize("attack", [none, *PAPER.values()], ids=["none", *PAPER])
@@ -22,7 +22,7 @@ def rng(seed=0):
 def test_names():
     assert {"none", *PAPER} <= set(ATTACKS)
     assert all(ATTACKS[name] is attack for name, attack in PAPER.items())
-    assert not any(asks_for_context(attack) for attack in PAPER.values())
+    assert not any(asks_for(attack, "context") for attack in PAPER.values())
 
 
 @every_attack
