@@ -186,5 +186,6 @@ def verdict(cells: pd.DataFrame, *, factors: Sequence[str] = (), sign: int = 1) 
     for factor in factors:
         levels = [level for level in cells[factor].unique() if (held[(cells[factor] == level).to_numpy()] > 0).all()]
         if levels and ((held > 0) == cells[factor].isin(levels).to_numpy()).all():
-            return f"only if {factor} is {' or '.join(map(str, levels))}"
-    return f"only if the setting suits ({int((held > 0).sum())} of {len(held)})"
+            *first, last = map(str, levels)
+            return f"only if {factor} is {', '.join(first)} or {last}" if first else f"only if {factor} is {last}"
+    return f"only if the setting suits ({(held > 0).sum()} of {len(held)}; {(held < 0).sum()} against)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -150,8 +151,7 @@ def border(committee: int, n_malicious, n_nodes: int, *, of: str = "mse", larges
     """
     if of not in ("mse", "variance"):
         raise ValueError(f"of must be 'mse' or 'variance', not {of!r}")
-    steps = np.linspace(0.0, largest, 97)
-    tables = [(mean_moments(committee, step), median_moments(committee, step)) for step in steps]
+    steps, tables = _both_moments(committee, largest)
     found = []
     for bad in np.atleast_1d(n_malicious):
         seats = seats_held(committee, int(bad), n_nodes)
@@ -163,6 +163,13 @@ def border(committee: int, n_malicious, n_nodes: int, *, of: str = "mse", larges
         else:
             found.append(np.nan)
     return np.array(found)
+
+
+@cache
+def _both_moments(committee: int, largest: float):
+    """Attack sizes, and for each the moments of mean and median; they depend on nothing else."""
+    steps = np.linspace(0.0, largest, 97)
+    return steps, [(mean_moments(committee, step), median_moments(committee, step)) for step in steps]
 
 
 def captured(committee: int, n_malicious: int, n_nodes: int, *, of: str = "mse") -> bool:
