@@ -216,7 +216,7 @@ def row(log, scenario, *, seed: int, trial: int) -> dict[str, float]:
         "n_outputs": len(set(pool.output.tolist())),
         "cost_known": not all(map(math.isnan, raw_cost)) and not all(map(math.isnan, raw_model_cost)),
         "pearson": correlation(c, q, stats.pearsonr),
-        "spearman": correlation(c, q, stats.spearmanr),
+        "spearman": correlation([round(x, 9) for x in c], q, stats.spearmanr),  # ties that rounding tore apart
         "rmse": math.sqrt(mean([e * e for e in error])),
         "mae": mean([abs(e) for e in error]),
         "bias": mean(error),

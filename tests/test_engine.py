@@ -1,0 +1,125 @@
+"""The engine against a slow second reading of the mechanism, and the rows it makes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import reference
+from generators import dense_log, gappy_log
+
+from poq.simulate import Scenario, run
+from poq.synthetic import synthetic_log
+
+# Each world differs from the others in several ways at once; together they cover what a scenario can say.
+BASE = dict(n_rounds=600, committee=3)
+SCENARIOS = {
+    "mean": dict(task="qa"),
+    "median, noise": dict(task="qa", rule="median", attack="noise", malicious_share=0.3, committee=4),
+    "trimmed, boost": dict(task="qa", rule="trimmed_mean", attack="boost", malicious_share=0.34, committee=5),
+    "paper, intermittent": dict(
+        task="qa",
+        rule="paper",
+        attack="intermittent",
+        malicious_share=0.4,
+        attack_options={"by": 4.5, "probability": 0.6},
+        evaluator_alpha=1.5,
+        evaluator_beta=0.1,
+    ),
+    "paper, burn-in, left out, sabotage": dict(
+        task="qa",
+        rule="paper",
+        attack="sabotage",
+        malicious_share=0.3,
+        pay_reference="leave_one_out",
+        burn_in=77,
+        committee=5,
+        rule_options={"rate": 0.4, "low": 0.5, "high": 2.0},
+        inference_alpha=0.9,
+        inference_beta=0.6,
+    ),
+    "committee of one": dict(task="qa", rule="paper", attack="boost", malicious_share=0.5, committee=1),
+    "committee of two, left out": dict(
+        task="qa", rule="median", attack="noise", malicious_share=0.3, committee=2, pay_reference="leave_one_out"
+    ),
+    "everybody sits": dict(
+        task="qa",
+        rule="trimmed_mean",
+        attack="sabotage",
+        malicious_share=0.2,
+        committee=7,
+        pay_reference="leave_one_out",
+        rule_options={"cut": 0.3},
+    ),
+    "more nodes": dict(
+        task="qa", rule="paper", attack="noise", malicious_share=0.3, n_nodes=23, committee=7, jitter=0.9, burn_in=300
+    ),
+    "more nodes, no jitter": dict(task="qa", rule="median", n_nodes=15, jitter=0, malicious_share=0.3, committee=4),
+    "fewer nodes": dict(task="qa", rule="paper", attack="boost", malicious_share=0.4, n_nodes=5),
+    "bootstrap of items": dict(
+        task="qa", rule="median", attack="intermittent", malicious_share=0.3, resample="items", calibration="rank"
+    ),
+    "stated ranges": dict(
+        task="qa", attack="boost", malicious_share=0.3, calibration=(-100, 100), truth_range=(-1, 12), min_available=4
+    ),
+    "no costs": dict(task="summary", rule="paper", attack="noise", malicious_share=0.25, committee=4),
+    "everybody malicious": dict(task="qa", rule="paper", attack="sabotage", malicious_share=1.0, committee=3),
+    "two blocks": dict(
+        task="qa", rule="paper", attack="noise", malicious_share=0.3, n_rounds=8600, burn_in=8100, committee=3
+    ),
+}
+LOGS = {"dense": lambda: pd.concat([dense_log(), dense_log(seed=5).assign(task="summary")]), "gaps": gappy_log}
+
+
+@pytest.fixture(scope="module", params=LOGS)
+def log(request):
+    return LOGS[request.param]()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_row_equals_the_reference(log, name):
+    scenario = Scenario(**{**BASE, **SCENARIOS[name]})
+    seed, trial = 11, 1
+    found = run(log, scenario, trials=2, seed=seed, progress=False).iloc[trial].to_dict()
+    expected = reference.row(log, scenario, seed=seed, trial=trial)
+    assert set(expected) <= set(found)
+    for metric, value in expected.items():
+        # Ranks come from a histogram, see test_metrics; a standard deviation is the root of a difference of sums.
+        margin = 1e-4 if metric == "spearman" else 1e-7 if metric.endswith("_sd") else 1e-9
+        assert found[metric] == pytest.approx(value, rel=1e-9, abs=margin, nan_ok=True), metric
+
+
+def test_reference_covers_every_metric():
+    """A metric that nobody worked out by hand would go unchecked here."""
+    log = dense_log()
+    scenario = Scenario("qa", **BASE)
+    fields = {*scenario.__dataclass_fields__, "trial", "audits"}
+    frame = run(log, scenario, trials=1, seed=0, progress=False)
+    assert set(frame.columns) - fields == set(reference.row(log, scenario, seed=0, trial=0))
+
+
+def test_scenarios_side_by_side_change_nothing():
+    """All scenarios of this file in one call, in two orders, against one call each."""
+    log = LOGS["gaps"]()
+    scenarios = [Scenario(**{**BASE, **options, "n_rounds": 300, "burn_in": 9}) for options in SCENARIOS.values()]
+    together = run(log, scenarios, trials=2, seed=3, progress=False)
+    backwards = run(log, scenarios[::-1], trials=2, seed=3, progress=False)
+    alone = pd.concat([run(log, s, trials=2, seed=3, progress=False) for s in scenarios], ignore_index=True)
+    # Rows of one scenario stand together, so turning the list round turns blocks of two rows round.
+    turned = [row for block in range(len(scenarios) - 1, -1, -1) for row in (2 * block, 2 * block + 1)]
+    pd.testing.assert_frame_equal(backwards.iloc[turned].reset_index(drop=True), together, check_exact=True)
+    columns = sorted(set(together) & set(alone))
+    pd.testing.assert_frame_equal(alone[columns], together[columns], check_exact=True, check_dtype=False)
+
+
+@pytest.mark.parametrize("n_rounds", [1, 2, 3, 7, 7999, 8000, 8001, 16_001])
+def test_any_number_of_rounds(n_rounds):
+    """Around the length of a block, and so few that the marks of trust fall together."""
+    log = synthetic_log(np.random.default_rng(0), n_items=9, n_models=2, evaluators=4, task="qa")
+    for burn_in in {0, n_rounds // 2, n_rounds - 1}:
+        scenario = Scenario(
+            "qa", "paper", "boost", malicious_share=0.25, committee=3, n_rounds=n_rounds, burn_in=burn_in
+        )
+        row = run(log, scenario, trials=1, seed=0, progress=False).iloc[0]
+        assert row["rmse"] + 1e-12 >= row["mae"] >= abs(row["bias"]) - 1e-12
+        assert row["malicious_trust_0"] == 0.25
+        assert np.isnan(row["pearson"]) == np.isnan(row["spearman"])
+        assert not np.isnan(row["pearson"]) or n_rounds - burn_in < 3
