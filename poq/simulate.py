@@ -149,11 +149,12 @@ class Scenario:
 
     def _try_functions(self) -> None:
         """Call attack and rule once on committees of this size: what is wrong fails here, not after an hour."""
-        shape = (self.committee + 1, self.committee)
+        committee = min(self.committee, 1000)  # whether so many nodes are at hand is asked later
+        shape = (3 if committee == 2 else 2, committee)  # not square, so that a wrong axis shows
         scores = np.linspace(0, SCORE_MAX, shape[0] * shape[1]).reshape(shape)
         scores.flags.writeable = False
         malicious = np.arange(scores.size).reshape(shape) % 2 == 0
-        node = np.tile(np.arange(self.committee), (shape[0], 1))
+        node = np.tile(np.arange(committee), (shape[0], 1))
         options = dict(self.attack_options)
         if asks_for(ATTACKS[self.attack], "context"):
             options["context"] = Context(np.arange(len(node)), *np.zeros((2, len(node)), int), node)
@@ -171,7 +172,7 @@ class Scenario:
         told = f" with {self.rule_options}" if self.rule_options else ""
         try:
             if self.rule in TRUST_RULES:
-                TRUST_RULES[self.rule].start(self.committee, **self.rule_options)
+                TRUST_RULES[self.rule].start(committee, **self.rule_options)
             else:
                 consensus = AGGREGATORS[self.rule](scores, **self.rule_options)
                 if np.shape(consensus) != shape[:1]:
