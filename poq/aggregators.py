@@ -68,19 +68,22 @@ def mad_inlier_mean(scores, *, limit: float = 2.5):
     return weighted_mean(scores, np.abs(scores - middle) <= limit * spread)
 
 
-def huber(scores, *, limit: float = 1.345, steps: int = 20):
+def huber(scores, *, limit: float = 1.345):
     """Huber's M-estimate of location: (..., K) -> (...) [huber1964].
 
     Scores further than `limit` robust standard deviations (as in :func:`mad_inlier_mean`) from the estimate pull with
-    the force of that limit only. Found by `steps` reweighted means from the median.
+    the force of that limit only. Found by reweighted means from the median.
     """
     _check_limit(limit)
     scores = np.asarray(scores, dtype=np.float64)
     estimate, spread = _median_and_spread(scores)
     reach = limit * spread
-    for _ in range(steps):
+    for _ in range(100):
+        before = estimate
         weights = np.minimum(1.0, reach / np.maximum(np.abs(scores - estimate), 1e-12))
         estimate = weighted_mean(scores, weights)[..., None]
+        if np.abs(estimate - before).max() < 1e-12:
+            break
     return estimate[..., 0]
 
 
