@@ -129,7 +129,7 @@ def build_chapter(stem: str, text: str = "", *, book: Path = BOOK, out: Path = O
         if results.is_dir():
             shutil.copytree(results, html / "results")
         shutil.copy(entries[stem] / "run.json", html / "run.json")
-        _refuse(check_html(html, [f"chapters/{stem}"]))
+        _refuse(check_html(html, [f"chapters/{stem}"], links=False))
         with _lock(out / ".lock-chapters", wait=True):
             _finish_swap(target)
             _swap(html, target)
@@ -429,7 +429,25 @@ def _alone(stage: Path, stem: str) -> None:
     """Reduce the stage to one chapter and the pages it leans on."""
     kept = [page for page in ("notation", "bibliography") if (stage / f"{page}.md").is_file()]
     toc = {"format": "jb-book", "root": f"chapters/{stem}", "chapters": [{"file": page} for page in kept]}
-    (stage / "_toc.yml").write_text(yaml.safe_dump(toc if kept else {**toc, "chapters": []}), encoding="utf-8")
+    (stage / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
+    notebook = stage / "chapters" / f"{stem}.ipynb"
+    content = _read_json(notebook)
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = _without_links("".join(cell["source"]), notebook.parent, {stem, *kept})
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in kept:
+        page = stage / f"{name}.md"
+        page.write_text(_without_links(page.read_text(encoding="utf-8"), stage, {stem, *kept}), encoding="utf-8")
+
+
+def _without_links(text: str, folder: Path, kept: set[str]) -> str:
+    """Turn links to pages of the book that are not here into their words."""
+
+    def words(link: re.Match) -> str:
+        return link[0] if (folder / link[2]).stem in kept else link[1]
+
+    return re.sub(r"\[([^\]]*)\]\(([^)\s#:]+\.(?:ipynb|md))(?:#[^)\s]*)?\)", words, text)
 
 
 def render(stage: Path, out: Path, *, banner: str = "", strict: bool = True) -> Path:

@@ -131,12 +131,19 @@ def test_two_executions_give_the_same_bytes(tiny_book):
 
 def test_one_chapter_runs_on_its_own(tiny_book, launched):
     out = tiny_book / "_build"
+    path = write_chapter(tiny_book, "02_two", "print('second', n_rounds)")
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    words = "\n\nSee [the first](01_one.ipynb), [how](../howto.md#how) and [the symbols](../notation.md)."
+    notebook["cells"][0]["source"].append(words)
+    path.write_text(json.dumps(notebook), encoding="utf-8")
     page = build_chapter("02_two", "n_rounds=77 seed=0", book=tiny_book, out=out)
     assert page.is_relative_to(out / "chapters" / "02_two")
     assert "n-rounds-77-seed-0" in str(page)
     text = page.read_text(encoding="utf-8")
     assert "second 77" in text
     assert "One chapter on its own, with n_rounds = 77, seed = 0" in text
+    assert "See the first, how and <a" in text  # no link to a page that is not there
+    assert "WARNING" not in (out / "logs" / "render.log").read_text(encoding="utf-8")
     assert launched == ["02_two"]
     assert not (out / "html").exists()
     again = build_chapter("02_two", "", book=tiny_book, out=out)
