@@ -152,6 +152,7 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
             rng = generators.setdefault(attack, stream(seed, trial, "attack"))
             options = {**attack.options, "context": context} if asks_for(attack.function, "context") else attack.options
             reported = attack.function(honest, hit, rng, **options)
+            _check_scale("attack", attack.function, reported)
             if begin >= burn_in:
                 shifts.setdefault(attack, np.zeros(2))[:] += reported.sum() - honest.sum(), hit.sum()
             for rule, track in its_tracks.items():
@@ -250,6 +251,7 @@ def _play_reacting(attack, rule, track, honest, hit, rng, context, lot, tables, 
             if extra:
                 options["context"] = Context(*(field_[now] for field_ in context))
             reported = attack.function(honest[now], hit[now], rng, **options)
+            _check_scale("attack", attack.function, reported)
             shift += reported.sum() - honest[now].sum(), hit[t].sum()
         c = _play_block(
             rule, track, reported, node=node, output=context.output[now], lot=lot[now], tables=tables, counted=counted

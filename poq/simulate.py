@@ -167,6 +167,7 @@ class Scenario:
                 raise ValueError(f"returns shape {np.shape(reported)} for scores of shape {shape}")
             if (reported[~malicious] != scores[~malicious]).any():
                 raise ValueError("changes the reports of honest nodes")
+            _check_range(reported)
         except (TypeError, ValueError) as error:
             raise ValueError(f"attack '{self.attack}'{told}: {error}") from error
         told = f" with {self.rule_options}" if self.rule_options else ""
@@ -177,8 +178,14 @@ class Scenario:
                 consensus = AGGREGATORS[self.rule](scores, **self.rule_options)
                 if np.shape(consensus) != shape[:1]:
                     raise ValueError(f"returns shape {np.shape(consensus)} for scores of shape {shape}")
+                _check_range(consensus)
         except (TypeError, ValueError) as error:
             raise ValueError(f"rule '{self.rule}'{told}: {error}") from error
+
+
+def _check_range(scores) -> None:
+    if not ((scores >= -1e-9) & (scores <= SCORE_MAX + 1e-9)).all():
+        raise ValueError("gives scores outside [0, 10], or NaN")
 
 
 def _whole(name: str, value, *, least: int) -> int:
