@@ -26,7 +26,8 @@ def oracle(scores, node, truth):
     -------
     (R,) array
         (m / v + sum g (s - a) / v_n) / (1 / v + sum g^2 / v_n), with a_n, g_n, v_n from the regression of node n's
-        reports on the truth, and m, v the truth's mean and variance. The best linear estimate if errors are independent.
+        reports on the truth, and m, v the mean and variance of the truth: the best linear estimate if errors are
+        independent.
     """
     scores, node, truth = _arrays(scores, node, truth)
     n = int(node.max()) + 1
