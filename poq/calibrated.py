@@ -16,7 +16,7 @@ from numba import njit
 from poq.scorelog import SCORE_MAX
 
 NOISE_START = 2.0  # variance of a report before anything is known, points^2
-NOISE_FLOOR = 0.1  # no node is believed to be more precise than a tenth of the median variance: a guard on collusion
+NOISE_FLOOR = 0.25  # no node is believed to be more precise than a quarter of the median variance: a guard on collusion
 SKILL_START = 0.5  # correlation with the truth of a node before any audit
 POOL_PRIOR = 20.0  # audited rounds that this start weighs as much as
 MOST_SHRINKAGE = 200.0  # audited participations; nodes are never believed to be exactly alike
