@@ -184,10 +184,13 @@ def _do(work: bytes) -> list[tuple[int, int, dict]] | Failure:
     rows = []
     for trial in range(first, stop):
         play = {"draw": group.draw, "seed": seed, "trial": trial}
+        failed = None
         try:
             its_rows = play_trial(matrix, group.cases, **play)
         except Exception as error:
-            number, error = _culprit(matrix, group, play, error)
+            failed = error
+        if failed is not None:
+            number, error = _culprit(matrix, group, play, failed)
             trace = "".join(traceback.format_exception(error))
             return Failure(number, trial, f"{type(error).__name__}: {error}", trace)
         rows += [(number, trial, row) for number, row in zip(group.numbers, its_rows)]

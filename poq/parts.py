@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
@@ -11,7 +12,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -147,14 +148,27 @@ def hash_log(log: pd.DataFrame) -> str:
 
 
 def hash_code(functions: Iterable) -> str:
-    """SHA-256 of this package and of rules and attacks from outside it, so that a rule rewritten under its old name
-    does not pick up the results of the former one."""
+    """SHA-256 of what plays a trial, and of rules and attacks from outside this package, so that a rule rewritten
+    under its old name does not pick up the results of the former one."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    for source in _sources("engine"):
+        digest.update(source)
     for function in functions:
         digest.update(_describe(function, set()).encode())
     return digest.hexdigest()
+
+
+def _sources(*names: str) -> Iterator[bytes]:
+    """The text of modules of this package and of those that they import."""
+    names = list(names)
+    for name in names:
+        source = (PACKAGE / f"{name}.py").read_bytes()
+        yield source
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                package, _, module = node.module.partition(".")
+                found = [module] if module else [alias.name for alias in node.names]
+                names += [new for new in found if package == __package__ and new not in names]
 
 
 def _describe(thing, seen: set) -> str:
