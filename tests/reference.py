@@ -79,8 +79,18 @@ def attacked(name: str, options: dict, honest: np.ndarray, malicious: list[set],
     return reports
 
 
-def play(rule: str, options: dict, reports, nodes, n_nodes: int, marks):
-    """Consensus and leave-one-out consensus of each round, and the weights (N,) when a marked round begins."""
+def reacted(name: str, s: float, past: list[float], relative_trust: float) -> float:
+    """Report of a malicious node that looks at what the rule did so far."""
+    if name == "traitor":
+        return min(10.0, s + 3.0) if relative_trust >= 1 else s
+    return past[-1] if past else 5.0  # copycat
+
+
+def play(rule: str, options: dict, reports, nodes, n_nodes: int, marks, reacting: str = "", malicious=()):
+    """Consensus and leave-one-out consensus of each round, and the weights (N,) when a marked round begins.
+
+    Reports of malicious nodes that react are changed in place.
+    """
     trust = [options.get("start", 1.0)] * n_nodes
     rate, low, high = options.get("rate", 0.1), options.get("low", 0.1), options.get("high", 5.0)
     plain = {
@@ -92,6 +102,11 @@ def play(rule: str, options: dict, reports, nodes, n_nodes: int, marks):
     for t, (scores, who) in enumerate(zip(reports, nodes.tolist())):
         if t in marks:
             seen[t] = list(trust)
+        if reacting:
+            share = [trust[n] / mean(trust) if rule == "paper" else 1.0 for n in who]
+            scores[:] = [
+                reacted(reacting, s, consensus, w) if n in malicious else s for s, n, w in zip(scores, who, share)
+            ]
         rest = [[s for j, s in enumerate(scores) if j != k] for k in range(len(scores))]
         if rule == "paper":
             weights = [trust[n] for n in who]
@@ -180,7 +195,8 @@ def row(log, scenario, *, seed: int, trial: int) -> dict[str, float]:
     def payments(attack):
         """(consensus, evaluator pay (R, K), inference pay (R,), weights at marks) of the counted rounds."""
         reports = attacked(attack, s.attack_options, honest, bad, nodes, stream(seed, trial, "attack"))
-        consensus, others, seen = play(s.rule, s.rule_options, reports, nodes, n_nodes, set(marks.values()))
+        reacting = {"reacting": attack, "malicious": bad} if attack in ("traitor", "copycat") else {}
+        consensus, others, seen = play(s.rule, s.rule_options, reports, nodes, n_nodes, set(marks.values()), **reacting)
         evaluators = []
         for t in counted:
             reference = others[t] if s.pay_reference == "leave_one_out" else [consensus[t]] * s.committee

@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from reference import attacked
 from scipy import stats
 
-from poq.attacks import ATTACKS, asks_for, boost, intermittent, noise, none, sabotage
+from poq.attacks import ATTACKS, Context, History, asks_for, boost, intermittent, noise, none, sabotage
 
 PAPER = {"noise": noise, "boost": boost, "sabotage": sabotage, "intermittent": intermittent}
 every_attack = pytest.mark.parametrize("attack", [none, *PAPER.values()], ids=["none", *PAPER])
 STRENGTH = {"noise": "sd", "boost": "by", "sabotage": "by", "intermittent": "by"}
+
+
+def rounds_reported():
+    """Scores (R, K) and a mask."""
+    return reports().map(lambda data: tuple(array.reshape(-1, array.shape[-1]) for array in data))
 
 
 def rng(seed=0):
@@ -45,13 +50,85 @@ def test_honest_reports_stay_bit_for_bit(attack, data, strength):
 
 
 @every_attack
-@given(data=reports())
+@given(data=rounds_reported())
 def test_attacks_by_plain_python(attack, data):
     scores, malicious = data
-    scores, malicious = (array.reshape(-1, array.shape[-1]) for array in (scores, malicious))
     nodes = np.where(malicious, 1, 0)
     expected = attacked(attack.__name__, {}, scores, {1}, nodes, rng())
     np.testing.assert_allclose(attack(scores, malicious, rng()), expected, atol=1e-12)
+
+
+def played(name, scores, malicious, *, start=0, past=(), trust=1.0, **options):
+    """Any attack of the mapping on scores (R, K): odd rounds answered by model 1, even ones by model 0."""
+    attack = ATTACKS[name]
+    number = np.arange(start, start + len(scores))
+    known = {
+        "context": Context(number, number % 3, number % 2, np.tile(np.arange(scores.shape[1]), (len(scores), 1))),
+        "history": History(np.array(past, dtype=float), np.full((1, scores.shape[1]), trust)),
+    }
+    asked = {keyword: value for keyword, value in known.items() if asks_for(attack, keyword)}
+    return attack(scores, malicious, rng(), **asked, **options)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@given(data=rounds_reported(), start=st.integers(0, 3000), past=st.lists(st.floats(0, 10), max_size=3))
+def test_every_attack_leaves_honest_nodes_alone(name, data, start, past):
+    """Whoever the attacker is and whatever it knows."""
+    scores, malicious = data
+    before = scores.copy()
+    for trust in (0.1, 3.0):
+        found = played(name, scores, malicious, start=start, past=past, trust=trust)
+        assert found.shape == scores.shape
+        assert found[~malicious].tobytes() == scores[~malicious].tobytes()
+        assert ((found >= 0) & (found <= 10)).all()
+        np.testing.assert_array_equal(scores, before)
+        arrays = np.asfortranarray(scores), np.asfortranarray(malicious)
+        np.testing.assert_array_equal(played(name, *arrays, start=start, past=past, trust=trust), found)
+
+
+SCORES = np.array([[2.0, 5.0, 8.0], [1.0, 6.0, 9.0]])
+MALICIOUS = np.array([[True, False, True], [True, True, False]])
+ADAPTIVE = [
+    ("target", {}, [[5, 5, 10], [0, 3, 9]]),  # model 0 answers round 0, model 1 round 1
+    ("target", {"partner": 1, "by": 1.0}, [[1, 5, 7], [2, 7, 9]]),
+    ("favour", {}, [[5, 5, 10], [1, 6, 9]]),
+    ("sleeper", {"wake": 1}, [[2, 5, 8], [4, 9, 9]]),
+    ("sleeper", {"wake": 1, "start": 1}, [[5, 5, 10], [4, 9, 9]]),
+    ("oscillate", {"period": 2}, [[2, 5, 8], [4, 9, 9]]),
+    ("oscillate", {"period": 4, "start": 1}, [[2, 5, 8], [4, 9, 9]]),
+    ("traitor", {"trust": 1.0}, [[5, 5, 10], [4, 9, 9]]),
+    ("traitor", {"trust": 0.9}, [[2, 5, 8], [1, 6, 9]]),
+    ("hide", {"z": 0.0}, [[5, 5, 5], [16 / 3, 16 / 3, 9]]),
+    ("hide", {"z": -1.0}, [[5 - np.sqrt(6), 5, 5 - np.sqrt(6)], [16 / 3 - np.sqrt(98 / 9)] * 2 + [9]]),
+    ("inverse", {}, [[8, 5, 2], [9, 4, 9]]),
+    ("constant", {}, [[10, 5, 10], [10, 10, 9]]),
+    ("lazy", {}, [[5, 5, 5], [5, 5, 9]]),
+    ("copycat", {"past": [3.0, 7.0]}, [[7, 5, 7], [7, 7, 9]]),
+    ("copycat", {"past": [3.0, 7.0], "lag": 2}, [[3, 5, 3], [3, 3, 9]]),
+    ("copycat", {"past": [3.0, 7.0], "lag": 3}, [[5, 5, 5], [5, 5, 9]]),
+    ("coordinated", {"probability": 1.0}, [[5, 5, 10], [4, 9, 9]]),
+    ("coordinated", {"probability": 0.0}, SCORES),
+    ("sybil", {"by": 1.0}, [[3, 5, 3], [2, 2, 9]]),
+    ("affine", {}, SCORES),
+    ("affine", {"gain": -1.0}, [[8, 5, 2], [9, 4, 9]]),
+    ("affine", {"shift": 1.0, "partner_shift": 2.0}, [[5, 5, 10], [2, 7, 9]]),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), ADAPTIVE)
+def test_adaptive_attacks_by_hand(name, options, expected):
+    np.testing.assert_allclose(played(name, SCORES, MALICIOUS, **options), expected, atol=1e-6)
+
+
+def test_every_adaptive_attack_has_a_case():
+    assert {name for name, _, _ in ADAPTIVE} == set(ATTACKS) - {"none", *PAPER}
+
+
+def test_coordinated_members_strike_together():
+    scores = np.full((4000, 5), 4.0)
+    struck = played("coordinated", scores, np.ones(scores.shape, dtype=bool)) == 7
+    assert (struck.all(axis=1) == struck.any(axis=1)).all()
+    assert struck[:, 0].mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.3 * 0.7 / 4000))
 
 
 def test_attacks_by_hand():

@@ -62,6 +62,8 @@ SCENARIOS = {
     ),
     "no costs": dict(task="summary", rule="paper", attack="noise", malicious_share=0.25, committee=4),
     "everybody malicious": dict(task="qa", rule="paper", attack="sabotage", malicious_share=1.0, committee=3),
+    "traitor": dict(task="qa", rule="paper", attack="traitor", malicious_share=0.4, burn_in=50, resample="items"),
+    "copycat": dict(task="qa", rule="median", attack="copycat", malicious_share=0.3, pay_reference="leave_one_out"),
     "two blocks": dict(
         task="qa", rule="paper", attack="noise", malicious_share=0.3, n_rounds=8600, burn_in=8100, committee=3
     ),
