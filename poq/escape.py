@@ -24,3 +24,12 @@ def quote(text: str, *, limit: int = 400) -> str:
     """The text as a piece of HTML that shows it and does nothing: no markup, no formula, no link, its own direction."""
     safe = html.escape(reveal(text, limit=limit))
     return f'<bdi class="mathjax_ignore tex2jax_ignore">{safe}</bdi>'
+
+
+def label(text: str, *, limit: int = 60) -> str:
+    r"""The text as a label in a figure, where a dollar sign must not begin a formula.
+
+    >>> label("$5 and $6")
+    '\\$5 and \\$6'
+    """
+    return reveal(text, limit=limit).replace("$", r"\$")

@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-from poq.escape import quote, reveal
+from poq.escape import label, quote, reveal
 
 
 def test_markup_and_formulas_stay_text():
@@ -36,3 +36,12 @@ def test_long_text_is_cut_and_says_so():
     assert reveal("x" * 500, limit=10) == "x" * 10 + " ..."
     assert reveal("y" * 10, limit=10) == "y" * 10
     assert len(reveal("\u202e" * 500, limit=10)) == 64
+
+
+def test_a_label_is_never_a_formula():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.add_subplot().set_title(label("costs $\\undefined and $x^$ more\n"))
+    figure.draw_without_rendering()  # a formula would be a parse error
+    assert label("a $ b") == r"a \$ b"
