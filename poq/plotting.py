@@ -20,8 +20,8 @@ RULE_STYLES = {
     "median": ("#0072B2", "s", "--"),
     "trimmed_mean": ("#56B4E9", "^", "-."),
     "paper": ("#D55E00", "D", "-"),
-    "winsorised": ("#009E73", "v", ":"),
-    "mad_inlier": ("#CC79A7", "P", "--"),
+    "winsorised_mean": ("#009E73", "v", ":"),
+    "mad_inlier_mean": ("#CC79A7", "P", "--"),
     "huber": ("#A89A00", "X", "-."),
     "quantile_clip": ("#8C510A", "<", ":"),
     "recentred": ("#E69F00", ">", "--"),
@@ -36,7 +36,7 @@ _SPARE = [
         ("-", "--", ":"), (("#661100", "1"), ("#6699CC", "2"), ("#AA4466", "3"), ("#44AA99", "4"), ("#999933", "8"))
     )
 ]
-RULE_LABELS = {"trimmed_mean": "trimmed mean", "paper": "trust-weighted (paper)", "mad_inlier": "MAD inlier mean"}
+RULE_LABELS = {"paper": "trust-weighted (paper)", "mad_inlier_mean": "MAD inlier mean"}
 HONEST, MALICIOUS, THEORY = "#0072B2", "#D55E00", "#222222"
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C510A"]
 DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
