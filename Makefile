@@ -1,12 +1,12 @@
 # The project's commands. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup book chapter test lab workload bench clean
+.PHONY: help setup book chapter test test-models lab workload bench clean
 
 # PYTHON, PROFILE, CHAPTER and PARAMS reach the recipes through the environment, so that quotes in them survive.
 export PYTHON PROFILE CHAPTER PARAMS
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## make .venv from requirements.lock (PYTHON=python3.12 chooses the Python)
 	@sh ./setup.sh
@@ -19,6 +19,9 @@ chapter: setup  ## run one chapter with other parameters: CHAPTER=<name> PARAMS=
 
 test: setup  ## lint, build and check a fast book, run the tests
 	@.venv/bin/python -m tests
+
+test-models: setup  ## run the tests that need neural models, in .venv-models (several gigabytes)
+	@sh tests/models/run.sh
 
 lab: setup  ## open the notebooks in JupyterLab
 	@cd book/chapters && exec ../../.venv/bin/jupyter-lab $$(test "$$(id -u)" -ne 0 || echo --allow-root)

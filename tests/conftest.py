@@ -70,6 +70,7 @@ def tiny_book(tmp_path):
         "bibliography.md",
         "notation.md",
         "howto.md",
+        "collect.md",
         "status.md",
     ):
         book.mkdir(exist_ok=True)
