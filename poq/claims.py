@@ -49,6 +49,24 @@ def views(log: pd.DataFrame, *, least: int = 1) -> dict[tuple[str, str], pd.Data
     return found
 
 
+def fitting(log: pd.DataFrame, sizes: Sequence[int], *, share: float = 0.5) -> list[int]:
+    """The committee sizes that a log can fill: at least `share` of each task's outputs have so many scores.
+
+    If none of the sizes fits, the largest that would is returned instead.
+    """
+    scored = log[log["score"].notna()].groupby(["task", "item", "model"], observed=True)["evaluator"].nunique()
+    largest = int(scored.groupby("task").quantile(1 - share, interpolation="lower").min())
+    return sorted({size for size in sizes if size <= largest}) or [largest]
+
+
+def stability(cells: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+    """Cells recast for the claim that a value stays within -tolerance and +tolerance: above zero where that holds."""
+    low, high = cells["low"].abs(), cells["high"].abs()
+    across = (cells["low"] < 0) & (cells["high"] > 0)
+    nearest = np.where(across, 0.0, np.minimum(low, high))
+    return cells.assign(low=tolerance - np.maximum(low, high), high=tolerance - nearest)
+
+
 def subtract(frame: pd.DataFrame, base: pd.DataFrame, *, on: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """Rows of `frame` minus the row of `base` that agrees in the columns `on`, metric by metric.
 

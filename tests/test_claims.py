@@ -97,3 +97,16 @@ def test_views_lead_with_the_reference_free_pool(log):
     assert found["truth_alt", "reference-free"]["evaluator"].nunique() == 4
     assert list(claims.views(marked, least=5)) == [("truth", "full"), ("truth_alt", "full")]
     assert list(claims.views(log)) == [("truth", "full")]
+
+
+def test_fitting_keeps_the_committees_that_most_outputs_can_fill(log):
+    assert claims.fitting(log, [1, 3, 6, 7]) == [1, 3, 6]
+    assert claims.fitting(log, [9, 12]) == [6]
+    few = log.assign(score=log["score"].where(log["evaluator"].isin(["e0", "e1"]) | (log["item"] < "item-00010")))
+    assert claims.fitting(few, [1, 2, 3]) == [1, 2]
+    assert claims.fitting(few, [1, 2, 3, 6], share=0.3) == [1, 2, 3, 6]
+
+
+def test_stability():
+    cells = pd.DataFrame({"low": [-0.01, 0.03, -0.03], "high": [0.01, 0.04, 0.01]})
+    assert list(claims.support(claims.stability(cells, 0.02))) == [1, -1, 0]
