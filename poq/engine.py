@@ -6,7 +6,7 @@ consensus, update trust, pay, add up. Nothing here knows of processes, files or 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from poq import metrics
 from poq.aggregators import leave_one_out, weighted_mean
 from poq.attacks import Context, History, asks_for
 from poq.rewards import normalise_cost
-from poq.rounds import block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
+from poq.rounds import Pool, block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
 from poq.scorelog import SCORE_MAX, ScoreMatrix, best_evaluator
 from poq.streams import stream
 from poq.trust import TrustRule
@@ -86,106 +86,157 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
         rows carry `item_sums`, see :func:`_item_sums`.
     seed, trial : int
     """
-    committee, n_rounds, burn_in = draw["committee"], draw["n_rounds"], draw["burn_in"]
-    shape = {name: draw[name] for name in ("n_nodes", "min_available", "jitter", "resample")}
-    pool = make_pool(matrix, committee=committee, seed=seed, trial=trial, **shape)
-    n_nodes = len(pool.evaluator)
-    node_cost = normalise_cost(matrix.evaluator_cost)[pool.evaluator]
-
-    step = block_length(committee)
-    marks = [round(n_rounds * mark / 100) for mark in metrics.TRUST_MARKS]
-    edges = sorted({*range(0, n_rounds, step), n_rounds, burn_in, *marks})
-
-    # The outputs are drawn twice, first only to be counted: ranks of the truth need to know how often each occurs.
-    count = np.zeros(len(matrix.truth))
-    for begin, output in zip(edges[:-1], iter_outputs(pool, edges, seed=seed, trial=trial)):
-        if begin >= burn_in:
-            count += np.bincount(output, minlength=len(count))
-    truth_rank = metrics.truth_ranks(matrix.truth_tie, count)
-    tables = (matrix.truth, truth_rank, matrix.model, node_cost)
-
-    malicious = {}
-    for who, share in {(case.attack.who, case.attack.share) for case in cases}:
-        order = malicious_nodes(pool, matrix, who=who, seed=seed, trial=trial)
-        malicious[who, share] = np.zeros(n_nodes, dtype=bool)
-        malicious[who, share][order[: n_malicious(share, n_nodes)]] = True
-
-    # Every rule is played on the honest reports too; the difference is what the attack cost.
-    n_outputs = len(matrix.truth) if draw.get("item_sums") else 0
-    start = partial(_start_track, n_nodes=n_nodes, n_models=len(matrix.models), n_outputs=n_outputs)
-    tracks: dict[Attack, dict[Rule, Track]] = {}
-    shown = set()
-    for case in cases:
-        if case.attack.function is not None and malicious[case.attack.who, case.attack.share].any():
-            tracks.setdefault(case.attack, {})[case.rule] = start(case.rule)
-        else:
-            shown.add(case.rule)
-    honest_tracks = {case.rule: start(case.rule, accurate=case.rule in shown) for case in cases}
+    stage = _set_stage(matrix, cases, draw=draw, seed=seed, trial=trial)
+    honest_tracks, tracks = _start_tracks(stage, cases, n_outputs=len(matrix.truth) if draw.get("item_sums") else 0)
     generators: dict = {}
     shifts: dict = {}  # summed shift of malicious reports, and their number
-
-    auditor = stream(seed, trial, "audit")
     audits = dict.fromkeys((_audit_share(track) for track in honest_tracks.values()), 0)
 
-    blocks = iter_rounds(pool, committee, edges, seed=seed, trial=trial)
-    for begin, (output, node, honest) in zip(edges[:-1], blocks):
-        lot = auditor.random(len(output))
+    for block, honest in _iter_blocks(stage, draw["burn_in"], seed=seed, trial=trial):
         for share in audits:
-            audits[share] += int((lot < share).sum())
-        play = partial(_play_block, node=node, output=output, lot=lot, tables=tables, counted=begin >= burn_in)
-        if begin in marks:
-            _mark_trust(begin, honest_tracks, *tracks.values())
+            audits[share] += int((block.lot < share).sum())
+        if block.round[0] in stage.marks:
+            _mark_trust(block.round[0], honest_tracks, *tracks.values())
         for rule, track in honest_tracks.items():
-            play(rule, track, honest)
+            _play_block(stage, rule, track, honest, block)
         for attack, its_tracks in tracks.items():
-            hit = mark_nodes(malicious[attack.who, attack.share], node)
-            context = Context(np.arange(begin, begin + len(output)), output, matrix.model[output], node)
+            hit = mark_nodes(stage.malicious[attack.who, attack.share], block.node)
             if asks_for(attack.function, "history"):
                 # Reports now hang on what the rule made of earlier ones: round by round, each rule for itself.
                 for rule, track in its_tracks.items():
                     rng = generators.setdefault((attack, rule), stream(seed, trial, "attack"))
-                    shift = _play_reacting(
-                        attack, rule, track, honest, hit, rng, context, lot, tables, begin >= burn_in
-                    )
+                    shift = _play_reacting(stage, attack, rule, track, honest, hit, rng, block)
                     shifts.setdefault((attack, rule), np.zeros(2))[:] += shift
                 continue
             rng = generators.setdefault(attack, stream(seed, trial, "attack"))
-            options = {**attack.options, "context": context} if asks_for(attack.function, "context") else attack.options
-            reported = attack.function(honest, hit, rng, **options)
-            _check_scale("attack", attack.function, reported)
-            if begin >= burn_in:
+            reported = _attacked(attack, honest, hit, rng, block)
+            if block.counted:
                 shifts.setdefault(attack, np.zeros(2))[:] += reported.sum() - honest.sum(), hit.sum()
             for rule, track in its_tracks.items():
-                play(rule, track, reported)
-    _mark_trust(n_rounds, honest_tracks, *tracks.values())
+                _play_block(stage, rule, track, reported, block)
+    _mark_trust(draw["n_rounds"], honest_tracks, *tracks.values())
 
-    model_cost = normalise_cost(matrix.model_cost)
     shared = {
-        "n_outputs": len(np.unique(pool.output)),
-        "outputs_dropped": pool.dropped,
+        "n_outputs": len(np.unique(stage.pool.output)),
+        "outputs_dropped": stage.pool.dropped,
         "cost_known": bool((~np.isnan(matrix.evaluator_cost)).any() and (~np.isnan(matrix.model_cost)).any()),
-        **metrics.baseline_row(matrix.values, matrix.truth, count, best_evaluator(matrix)),
+        **metrics.baseline_row(matrix.values, matrix.truth, stage.count, best_evaluator(matrix)),
     }
     rows = []
     for case in cases:
-        bad = malicious[case.attack.who, case.attack.share]
         honest_track = honest_tracks[case.rule]
         track = tracks.get(case.attack, {}).get(case.rule, honest_track)
+        bad = stage.malicious[case.attack.who, case.attack.share]
+        shift = shifts.get(case.attack, shifts.get((case.attack, case.rule)))
         rows.append(
             {
                 "n_malicious": int(bad.sum()),
                 **shared,
-                **_row(track, honest_track, bad, case.pay, matrix, pool, node_cost, model_cost, committee, marks),
+                **_pay_row(stage, track, honest_track, bad, case.pay),
+                **_trust_row(stage, track, bad),
                 "audits": audits[_audit_share(track)],
-                **_shift_row(
-                    shifts.get(case.attack, shifts.get((case.attack, case.rule))), count.sum() * committee, bad
-                ),
-                **metrics.accuracy_row(track.sums, truth_rank, count),
+                **_shift_row(shift, stage.count.sum() * stage.committee, bad),
+                **metrics.accuracy_row(track.sums, stage.truth_rank, stage.count),
             }
         )
         if track.by_output is not None:
-            rows[-1]["item_sums"] = _item_sums(track, matrix, count)
+            rows[-1]["item_sums"] = _item_sums(track, matrix, stage.count)
     return rows
+
+
+class Stage(NamedTuple):
+    """What all rules of a trial share.
+
+    edges : rounds at which blocks begin and end; marks : rounds at which trust is noted; count (O,) : how often each
+    output is answered in counted rounds; truth_rank (O,); malicious : (N,) bool for each (who, share).
+    """
+
+    matrix: ScoreMatrix
+    pool: Pool
+    committee: int
+    edges: list[int]
+    marks: list[int]
+    count: np.ndarray
+    truth_rank: np.ndarray
+    node_cost: np.ndarray
+    model_cost: np.ndarray
+    malicious: dict
+
+
+class Block(NamedTuple):
+    """Consecutive rounds: number, output, inference model (B,), node (B, K), lot of the audit (B,), whether counted."""
+
+    round: np.ndarray
+    output: np.ndarray
+    model: np.ndarray
+    node: np.ndarray
+    lot: np.ndarray
+    counted: bool
+
+    def one(self, t: int) -> Block:
+        """Round t of the block."""
+        return Block(*(field_[t : t + 1] for field_ in self[:-1]), self.counted)
+
+
+def _set_stage(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int, trial: int) -> Stage:
+    committee, n_rounds = draw["committee"], draw["n_rounds"]
+    shape = {name: draw[name] for name in ("n_nodes", "min_available", "jitter", "resample")}
+    pool = make_pool(matrix, committee=committee, seed=seed, trial=trial, **shape)
+    marks = [round(n_rounds * mark / 100) for mark in metrics.TRUST_MARKS]
+    edges = sorted({*range(0, n_rounds, block_length(committee)), n_rounds, draw["burn_in"], *marks})
+    # The outputs are drawn twice, first only to be counted: ranks of the truth need to know how often each occurs.
+    count = np.zeros(len(matrix.truth))
+    for begin, output in zip(edges[:-1], iter_outputs(pool, edges, seed=seed, trial=trial)):
+        if begin >= draw["burn_in"]:
+            count += np.bincount(output, minlength=len(count))
+    malicious = {}
+    for who, share in {(case.attack.who, case.attack.share) for case in cases}:
+        order = malicious_nodes(pool, matrix, who=who, seed=seed, trial=trial)
+        malicious[who, share] = np.zeros(len(order), dtype=bool)
+        malicious[who, share][order[: n_malicious(share, len(order))]] = True
+    return Stage(
+        matrix=matrix,
+        pool=pool,
+        committee=committee,
+        edges=edges,
+        marks=marks,
+        count=count,
+        truth_rank=metrics.truth_ranks(matrix.truth_tie, count),
+        node_cost=normalise_cost(matrix.evaluator_cost)[pool.evaluator],
+        model_cost=normalise_cost(matrix.model_cost),
+        malicious=malicious,
+    )
+
+
+def _iter_blocks(stage: Stage, burn_in: int, *, seed: int, trial: int) -> Iterator[tuple[Block, np.ndarray]]:
+    """Blocks of rounds with the honest scores (B, K)."""
+    auditor = stream(seed, trial, "audit")
+    rounds = iter_rounds(stage.pool, stage.committee, stage.edges, seed=seed, trial=trial)
+    for begin, (output, node, honest) in zip(stage.edges[:-1], rounds):
+        number = np.arange(begin, begin + len(output))
+        model = stage.matrix.model[output]
+        yield Block(number, output, model, node, auditor.random(len(output)), begin >= burn_in), honest
+
+
+def _start_tracks(stage: Stage, cases: list[Case], *, n_outputs: int):
+    """A track for each rule on honest reports, and for each attack and rule.
+
+    Every rule is played on the honest reports too: the difference is what the attack cost.
+    """
+    start = partial(
+        _start_track,
+        n_nodes=len(stage.pool.evaluator),
+        n_models=len(stage.matrix.models),
+        n_outputs=n_outputs,
+    )
+    tracks: dict[Attack, dict[Rule, Track]] = {}
+    shown = set()
+    for case in cases:
+        if case.attack.function is not None and stage.malicious[case.attack.who, case.attack.share].any():
+            tracks.setdefault(case.attack, {})[case.rule] = start(case.rule)
+        else:
+            shown.add(case.rule)
+    return {case.rule: start(case.rule, accurate=case.rule in shown) for case in cases}, tracks
 
 
 def _start_track(rule: Rule, *, n_nodes: int, n_models: int, n_outputs: int = 0, accurate: bool = True) -> Track:
@@ -205,27 +256,36 @@ def _mark_trust(number: int, *groups: dict[Rule, Track]) -> None:
             track.trust[number] = track.state[0].copy()
 
 
-def _play_block(rule: Rule, track: Track, reported, *, node, output, lot, tables, counted: bool):
+def _attacked(attack: Attack, honest, hit, rng, block: Block, **known) -> np.ndarray:
+    """Reports (B, K) after the attack; `known` is what a reacting attacker is told besides."""
+    if asks_for(attack.function, "context"):
+        known["context"] = Context(block.round, block.output, block.model, block.node)
+    reported = attack.function(honest, hit, rng, **attack.options, **known)
+    _check_scale("attack", attack.function, reported)
+    return reported
+
+
+def _play_block(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> np.ndarray:
     """Consensus and trust update for a block of rounds, then pay and sums if they count; returns the consensus."""
-    truth, truth_rank, model, node_cost = tables
-    leave_out = counted and rule.reference == "leave_one_out"
-    reference = None
+    truth = stage.matrix.truth
+    leave_out = block.counted and rule.reference == "leave_one_out"
     if track.state is None:
         consensus_of = partial(rule.function, **rule.options)
         consensus = consensus_of(reported)
         reference = leave_one_out(reported, consensus_of) if leave_out else consensus
     else:
-        audit = np.where(lot < _audit_share(track), truth[output], np.nan)
-        consensus, weights, used = rule.function.advance(track.state, reported, node, audit)
+        audit = np.where(block.lot < _audit_share(track), truth[block.output], np.nan)
+        consensus, weights, used = rule.function.advance(track.state, reported, block.node, audit)
         reference = _weighted_leave_one_out(used, weights) if leave_out else consensus
     _check_scale("rule", rule.function, consensus)
-    if counted:
-        metrics.add_pay(track.sums, output, node, consensus, reported, reference, model, node_cost)
+    if block.counted:
+        rounds = (block.output, block.node, consensus, reported, reference)
+        metrics.add_pay(track.sums, *rounds, stage.matrix.model, stage.node_cost)
         if track.accurate:
-            metrics.add_accuracy(track.sums, output, consensus, truth, truth_rank)
+            metrics.add_accuracy(track.sums, block.output, consensus, truth, stage.truth_rank)
         if track.by_output is not None:
             for row, value in zip(track.by_output, (consensus, consensus**2)):
-                row += np.bincount(output, weights=value, minlength=len(row))
+                row += np.bincount(block.output, weights=value, minlength=len(row))
     return consensus
 
 
@@ -236,29 +296,21 @@ def _check_scale(what: str, function, scores) -> None:
         raise ValueError(f"{what} '{function.__name__}' gives scores outside [0, 10], or NaN")
 
 
-def _play_reacting(attack, rule, track, honest, hit, rng, context, lot, tables, counted: bool) -> np.ndarray:
+def _play_reacting(stage, attack, rule, track, honest, hit, rng, block: Block) -> np.ndarray:
     """Play a block whose attackers react, one round after the other; returns summed shift and number of reports."""
     shift = np.zeros(2)
-    past = track.past
-    extra = asks_for(attack.function, "context")
     for t in range(len(honest)):
-        now = slice(t, t + 1)
-        node = context.node[now]
-        reported = honest[now]
+        now = block.one(t)
+        reported = honest[t : t + 1]
         if hit[t].any():
-            trust = np.ones(node.shape) if track.state is None else track.state[0][node] / track.state[0].mean()
-            options = {**attack.options, "history": History(np.array(past), trust)}
-            if extra:
-                options["context"] = Context(*(field_[now] for field_ in context))
-            reported = attack.function(honest[now], hit[now], rng, **options)
-            _check_scale("attack", attack.function, reported)
-            shift += reported.sum() - honest[now].sum(), hit[t].sum()
-        c = _play_block(
-            rule, track, reported, node=node, output=context.output[now], lot=lot[now], tables=tables, counted=counted
-        )
-        past.append(c[0])
-        del past[:-MEMORY]
-    return shift if counted else np.zeros(2)
+            state = track.state
+            trust = np.ones(now.node.shape) if state is None else state[0][now.node] / state[0].mean()
+            history = History(np.array(track.past), trust)
+            reported = _attacked(attack, honest[t : t + 1], hit[t : t + 1], rng, now, history=history)
+            shift += reported.sum() - honest[t].sum(), hit[t].sum()
+        track.past.append(_play_block(stage, rule, track, reported, now)[0])
+        del track.past[:-MEMORY]
+    return shift if block.counted else np.zeros(2)
 
 
 def _item_sums(track: Track, matrix: ScoreMatrix, count: np.ndarray) -> list[float]:
@@ -279,22 +331,27 @@ def _weighted_leave_one_out(scores, weights):
     return np.stack([weighted_mean(scores[:, keep], weights[:, keep]) for keep in others]).T
 
 
-def _row(track, honest_track, bad, pay, matrix, pool, node_cost, model_cost, committee, marks) -> dict[str, float]:
-    now = metrics.pay_per_round(track.sums, bad, node_cost, model_cost, pay=pay)
-    before = metrics.pay_per_round(honest_track.sums, bad, node_cost, model_cost, pay=pay)
+def _pay_row(stage: Stage, track: Track, honest_track: Track, bad, pay: dict) -> dict[str, float]:
+    """Pay of both roles, payout inflation, and what the verification of an output costs in the unit of the log."""
+    costs = (stage.node_cost, stage.model_cost)
+    now = metrics.pay_per_round(track.sums, bad, *costs, pay=pay)
+    before = metrics.pay_per_round(honest_track.sums, bad, *costs, pay=pay)
     seats = track.sums.node[:, 0]
-    raw_cost = matrix.evaluator_cost[pool.evaluator]
-    row = {
-        **metrics.evaluator_pay_row(
-            track.sums, bad, node_cost, committee, alpha=pay["evaluator_alpha"], beta=pay["evaluator_beta"]
-        ),
-        **metrics.inference_pay_row(
-            track.sums, model_cost, matrix.models, alpha=pay["inference_alpha"], beta=pay["inference_beta"]
-        ),
+    raw_cost = stage.matrix.evaluator_cost[stage.pool.evaluator]
+    evaluator = {"alpha": pay["evaluator_alpha"], "beta": pay["evaluator_beta"]}
+    inference = {"alpha": pay["inference_alpha"], "beta": pay["inference_beta"]}
+    return {
+        **metrics.evaluator_pay_row(track.sums, bad, stage.node_cost, stage.committee, **evaluator),
+        **metrics.inference_pay_row(track.sums, stage.model_cost, stage.matrix.models, **inference),
         **{f"inflation_{name}": now[name] - before[name] for name in now},
-        "verification_cost": float((seats * raw_cost).sum() / seats.sum() * committee),
+        "verification_cost": float((seats * raw_cost).sum() / seats.sum() * stage.committee),
     }
-    for percent, mark in zip(metrics.TRUST_MARKS, marks):
+
+
+def _trust_row(stage: Stage, track: Track, bad) -> dict[str, float]:
+    """Share of trust that malicious nodes hold at the marked rounds; NaN for a rule without trust."""
+    row = {}
+    for percent, mark in zip(metrics.TRUST_MARKS, stage.marks):
         weights = track.trust.get(mark, np.full(len(bad), np.nan))
         row[f"malicious_trust_{percent}"] = float(weights[bad].sum() / weights.sum())
     return row
