@@ -627,7 +627,8 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("stem", metavar="CHAPTER")
             command.add_argument("parameters", nargs="?", default="", metavar="PARAMETERS")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in (signal.SIGINT, signal.SIGTERM):  # a shell starts a job in the background with SIGINT ignored
+        signal.signal(name, _interrupt)
     try:
         if options.command == "book":
             page = build_book(profile=options.profile)
