@@ -328,7 +328,8 @@ def _item_sums(track: Track, matrix: ScoreMatrix, count: np.ndarray) -> list[flo
 def _weighted_leave_one_out(scores, weights):
     committee = scores.shape[1]
     others = [np.delete(np.arange(committee), k) for k in range(committee)]
-    return np.stack([weighted_mean(scores[:, keep], weights[:, keep]) for keep in others]).T
+    left = np.stack([weighted_mean(scores[:, keep], weights[:, keep]) for keep in others]).T
+    return np.clip(left, 0.0, SCORE_MAX)  # a rule that corrects scores may have taken them off the scale
 
 
 def _pay_row(stage: Stage, track: Track, honest_track: Track, bad, pay: dict) -> dict[str, float]:

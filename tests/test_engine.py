@@ -6,11 +6,13 @@ import pytest
 import reference
 from generators import dense_log, gappy_log
 
+from poq import metrics
 from poq.simulate import Scenario, run
 from poq.synthetic import synthetic_log
+from poq.trust import TRUST_RULES
 
 # Each world differs from the others in several ways at once; together they cover what a scenario can say.
-BASE = dict(n_rounds=600, committee=3)
+BASE = dict(n_rounds=603, committee=3)  # no quarter of it is a whole number
 SCENARIOS = {
     "mean": dict(task="qa"),
     "median, noise": dict(task="qa", rule="median", attack="noise", malicious_share=0.3, committee=4),
@@ -110,6 +112,25 @@ def test_scenarios_side_by_side_change_nothing():
     pd.testing.assert_frame_equal(backwards.iloc[turned].reset_index(drop=True), together, check_exact=True)
     columns = sorted(set(together) & set(alone))
     pd.testing.assert_frame_equal(alone[columns], together[columns], check_exact=True, check_dtype=False)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("rule", TRUST_RULES)
+@pytest.mark.parametrize("reference", ["consensus", "leave_one_out"])
+def test_pay_is_measured_on_the_scale(monkeypatch, rule, reference):
+    """Also when a rule that corrects scores believes in reports beyond its ends."""
+    traits = {
+        f"e{e}": {"gain": [1, 0.1, -0.5, 1.5][e % 4], "noise": 0.5, "bias": [0, 2, -2, 1][e % 4]} for e in range(9)
+    }
+    log = synthetic_log(np.random.default_rng(0), n_items=100, n_models=3, evaluators=traits, task="qa")
+    seen = []
+
+    def note(sums, output, node, consensus, scores, compared, *args):
+        seen.append((compared.min(), compared.max(), consensus.min(), consensus.max()))
+
+    monkeypatch.setattr(metrics, "add_pay", note)
+    run(log, Scenario("qa", rule, pay_reference=reference, calibration=(0, 10)), trials=1, seed=0, progress=False)
+    assert 0 <= np.min(seen) <= np.max(seen) <= 10
 
 
 @pytest.mark.parametrize("n_rounds", [1, 2, 3, 7, 7999, 8000, 8001, 16_001])

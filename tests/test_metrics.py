@@ -180,6 +180,9 @@ def test_nobody_in_a_group():
     assert np.isnan(row["evaluator_reward_malicious"])
     assert np.isnan(row["evaluator_reward_malicious_sd"])
     assert row["evaluator_reward_between_sd"] == pytest.approx(0, abs=1e-12)
+    # Who never sat earned nothing; over all three nodes that is 0.63, 0.63, 0.
+    assert row["evaluator_pay_node"] == pytest.approx(0.42)
+    assert row["evaluator_pay_node_sd"] == pytest.approx(np.std([0.63, 0.63, 0]))
     inference = metrics.inference_pay_row(sums, np.zeros(2), ("a", "b"), alpha=0.7, beta=0.3)
     assert np.isnan(inference["inference_reward[b]"])
 
