@@ -168,10 +168,11 @@ def _recentred_rounds(scores, node, trust, usual, rate, low, high, consensus, we
             # 0.5 of Eq. 21 becomes the usual deviation, and the step keeps its size relative to it.
             centred = 0.5 + 0.5 * (d - usual[0]) / max(usual[0], 0.01)
             trust[node[k, t]] = updated_weight(weights[k, t], min(centred, 1.5), rate, low, high)
+        # The median is where as many steps go up as down; all of a round together, as seats have no order.
+        steps = 0
         for k in range(committee):
-            # The median is where as many steps go up as down.
-            d = distance(scores[k, t], consensus[t])
-            usual[0] = max(usual[0] + (0.001 if d > usual[0] else -0.001), 0.001)
+            steps += 1 if distance(scores[k, t], consensus[t]) > usual[0] else -1
+        usual[0] = max(usual[0] + 0.001 * steps, 0.001)
 
 
 class EmaState(NamedTuple):

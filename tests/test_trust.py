@@ -134,6 +134,17 @@ def test_order_of_seats(rule, network, data):
 
 
 @every_rule
+def test_order_of_seats_in_a_long_run(rule):
+    """Seats shuffled anew in each of 3,000 rounds; an update that goes seat by seat would drift."""
+    scores, node, truth = drawn(n_rounds=3000)
+    seats = np.argsort(np.random.default_rng(0).random(node.shape), axis=1)
+    audit = np.where(np.arange(3000) % 50 == 0, truth, np.nan)
+    run = run_trust(scores, node, 20, rule=rule, audit=audit)
+    shuffled = [np.take_along_axis(array, seats, axis=1) for array in (scores, node)]
+    np.testing.assert_allclose(run_trust(*shuffled, 20, rule=rule, audit=audit).consensus, run.consensus, atol=1e-6)
+
+
+@every_rule
 @given(network=networks())
 def test_consensus_and_weights_stay_in_bounds(rule, network):
     """A reweighting rule stays between the scores; one that corrects them stays on the scale. Input is untouched."""
