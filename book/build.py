@@ -38,6 +38,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from book.check import check_html  # noqa: E402
+from book.execute import descendants, end  # noqa: E402
 from poq.chapters import (  # noqa: E402
     ParameterError,
     check_parameters,
@@ -358,7 +359,8 @@ def _prune(folder: Path) -> None:
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:
-    """End chapters that still run: politely, so that they end their kernels, then by force."""
+    """End chapters that still run: politely, so that they end their kernels, then by force, with all they started."""
+    started = [child for process in processes for child in descendants(process.pid)]
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + 6
@@ -368,6 +370,7 @@ def _stop(processes: list[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    end(started)
 
 
 @contextlib.contextmanager

@@ -6,13 +6,16 @@ step, and only if every cell ran. What went wrong is the last line of the output
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
+
+import psutil
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
@@ -64,11 +67,27 @@ def _merge_streams(outputs: list[dict]) -> list[dict]:
     return merged
 
 
+def descendants(process: int) -> list[psutil.Process]:
+    """Processes that a process started, and those that they started: a kernel, and the workers of a simulation."""
+    try:
+        return psutil.Process(process).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Kill what still runs of these processes. psutil knows a process from a later one of the same number."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def _leave_with_parent(parent: int) -> None:
-    """End this process, and with it the kernel, when build.py is gone, however it ended."""
+    """End this process and all that it started when build.py is gone, however it ended."""
     while os.getppid() == parent:
-        threading.Event().wait(1.0)
-    os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.0)
+    end(descendants(os.getpid()))
+    os._exit(1)
 
 
 def main(source: str, target: str, parameters: str) -> int:

@@ -259,9 +259,14 @@ def test_profiles_are_checked_too(tiny_book):
         plan(tiny_book, "quick", {})
 
 
-def test_an_interrupted_build_ends_its_chapters_and_keeps_the_pages(tiny_book):
-    mark = tiny_book / "kernel-pid"
-    code = f"import os, pathlib, time\npathlib.Path({str(mark)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_build_ends_all_it_started_and_keeps_the_pages(tiny_book, blow):
+    mark = tiny_book / "processes"
+    code = f"""import os, pathlib, subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path({str(mark) + ".part"!r}).write_text(f"{{os.getpid()}} {{worker.pid}}")
+os.rename({str(mark) + ".part"!r}, {str(mark)!r})
+time.sleep(600)"""
     write_chapter(tiny_book, "01_one", code)
     out = tiny_book / "_build"
     (out / "html").mkdir(parents=True)
@@ -273,23 +278,23 @@ def test_an_interrupted_build_ends_its_chapters_and_keeps_the_pages(tiny_book):
         "sys.exit(build.main(['book']))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, cwd=tiny_book)
-    deadline = time.monotonic() + 90
-    while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
-    kernel = int(mark.read_text())
-    while not list(out.rglob("02_two/*/run.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    assert _wait(lambda: mark.exists() and list(out.rglob("02_two/*/run.json")), 90)
+    processes = [int(number) for number in mark.read_text().split()]
+    process.send_signal(blow)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert said.strip().splitlines()[-1].startswith("interrupted; finished chapters are kept")
-    assert "Traceback" not in said
+    assert _wait(lambda: not any(_alive(number) for number in processes), 15)
     assert (out / "html" / "intro.html").read_text(encoding="utf-8") == "last good"
-    assert list(out.rglob("02_two/*/run.json"))
-    deadline = time.monotonic() + 10
-    while _alive(kernel) and time.monotonic() < deadline:
+    assert "Traceback" not in said
+    if blow != signal.SIGKILL:
+        assert process.returncode == 130
+        assert said.strip().splitlines()[-1].startswith("interrupted; finished chapters are kept")
+
+
+def _wait(done, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _alive(kernel)
+    return bool(done())
 
 
 def _alive(process: int) -> bool:
