@@ -22,7 +22,7 @@ def test_traits_come_out():
         "inverted": {"gain": -0.5, "noise": 0.2},
     }
     rng = np.random.default_rng(1)
-    log = synthetic_log(rng, n_items=4000, n_models=3, evaluators=traits, truth_sd=0.8, model_sd=0.5)
+    log = synthetic_log(rng, n_items=4000, n_models=3, evaluators=traits, truth_mean=4.6, truth_sd=0.8, model_sd=0.5)
     truth, values = cells(log)
     names = sorted(traits)
     for name, column in zip(names, values.T):
