@@ -1,4 +1,4 @@
-"""The command ``poq``: check a score log, list the chapters, make the shipped score log again."""
+"""The command ``poq``: check or import a score log, list the chapters, make or collect a score log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 
+from poq import importing
 from poq.chapters import ParameterError, find_chapter, list_chapters, read_parameters
 
 
@@ -17,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="check a score log and say what is in it")
     check.add_argument("log", metavar="LOG", help="a file that ends in .csv, .csv.gz or .parquet")
+    bring = commands.add_parser("import", help="turn another table into a score log")
+    importing.add_arguments(bring)
     chapters = commands.add_parser("chapters", help="list the chapters with their parameters")
     chapters.add_argument("chapter", nargs="?", metavar="CHAPTER", help="only this chapter")
     commands.add_parser("workload", help="make the shipped score log again", add_help=False)
@@ -27,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "check":
             return check_log(options.log)
+        if options.command == "import":
+            return import_table(options)
         if options.command == "chapters":
             return show_chapters(options.chapter)
         if options.command == "collect":
@@ -42,6 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def import_table(options) -> int:
+    """Turn a table into a score log and say what came of it."""
+    from poq.scorelog import ScoreLogError
+
+    try:
+        print(_shown(importing.import_log(options)))
+    except (ScoreLogError, OSError) as error:
+        return _refuse(error)
+    print(f"see what is in it: poq check {_shown(options.target)}")
+    return 0
 
 
 def check_log(path: str) -> int:
@@ -79,7 +96,31 @@ def check_log(path: str) -> int:
             print(f"warning: the truth is {truth.iloc[0]:g} for every output; correlations are undefined")
         for warning in caught:
             print(f"warning: {_shown(str(warning.message))}")
+        print(_uses(matrix))
+    for column, lost in OPTIONAL.items():
+        if column not in log:
+            print(f"note: column '{column}' is not there; {lost}")
     return 0
+
+
+OPTIONAL = {
+    "reference_based": "evaluators that read the reference cannot be told apart, so chapters show the full pool alone",
+    "truth_alt": "chapters show verdicts under one truth alone",
+}
+
+
+def _uses(matrix) -> str:
+    """What the simulator can do with a task: the committees it can fill, and from how many outputs."""
+    import numpy as np
+
+    scored = (~np.isnan(matrix.values)).sum(axis=1)
+    largest = len(matrix.evaluators)
+    sizes = [size for size in (1, 3, 5, 9, 15, 21) if size < largest] + [largest]
+    filled = [(size, int((scored >= size).sum())) for size in sizes]
+    counts = ", ".join(f"{size} from {count:,}" for size, count in filled if count >= 2)
+    if not counts:
+        return "  cannot be simulated: fewer than 2 outputs have a score"
+    return f"  committees it can fill (size from outputs): {counts}"
 
 
 def _evaluator_table(rows, matrix) -> str:

@@ -171,7 +171,7 @@ def check_log(log: pd.DataFrame, *, where: str = "log") -> pd.DataFrame:
     for name in KEYS:
         checked[name], codes[name] = _key(checked[name], name, where)
     for name in ("score", "truth", *(cost for cost in COSTS if cost in log.columns)):
-        checked[name] = _number(checked[name], name, where)
+        checked[name] = as_numbers(checked[name], name, where)
     missing = np.flatnonzero(checked["truth"].isna())
     if len(missing):
         raise ScoreLogError(f"{where}: column 'truth' has no value in row {missing[0] + 1}")
@@ -232,7 +232,7 @@ def _key(column: pd.Series, name: str, where: str) -> tuple[pd.Series, np.ndarra
     return text.astype("str"), recode[codes]
 
 
-def _number(column: pd.Series, name: str, where: str) -> pd.Series:
+def as_numbers(column: pd.Series, name: str, where: str) -> pd.Series:
     """The column as float64; empty cells become NaN, text and infinities are refused."""
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -269,7 +269,7 @@ def with_truth(log: pd.DataFrame, column: str) -> pd.DataFrame:
     """
     if column not in log:
         raise ScoreLogError(f"log: missing column '{column}' (found: {', '.join(map(str, log.columns))})")
-    value = _number(log[column].reset_index(drop=True), column, "log").to_numpy()
+    value = as_numbers(log[column].reset_index(drop=True), column, "log").to_numpy()
     return check_log(log.assign(truth=value)[~np.isnan(value)])
 
 
