@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from scipy import stats
 
 from poq.rewards import distance, reward
 from poq.scorelog import ROUNDING, SCORE_MAX
@@ -30,7 +29,9 @@ def pearson(consensus, truth) -> float:
 
 def spearman(consensus, truth) -> float:
     """Spearman rank correlation of two (R,) arrays; NaN where one of them does not vary."""
-    return pearson(stats.rankdata(consensus), stats.rankdata(truth))
+    from scipy.stats import rankdata  # not above: it takes a second to load, in every worker too
+
+    return pearson(rankdata(consensus), rankdata(truth))
 
 
 def rmse(consensus, truth) -> float:

@@ -17,7 +17,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from scipy import stats
 
 SCORE_MAX = 10.0
 ROUNDING = 1e-12  # product of two standard deviations; less is what rounding leaves of a constant
@@ -404,7 +403,9 @@ def _calibrate(values: np.ndarray, evaluators: list[str], calibration) -> np.nda
         elif calibration == "minmax":
             calibrated[known, column] = _scale(raw, raw.min(), raw.max(), name)
         else:
-            calibrated[known, column] = (stats.rankdata(raw) - 1) / (len(raw) - 1) * SCORE_MAX
+            from scipy.stats import rankdata  # not above: it takes a second to load, in every worker too
+
+            calibrated[known, column] = (rankdata(raw) - 1) / (len(raw) - 1) * SCORE_MAX
     return calibrated
 
 
