@@ -154,7 +154,7 @@ def items(n=3, *, prompt=None):
 
 
 def node(server, name="a", **more):
-    return {"name": name, "base_url": server.url, "model": name, "backoff": 0.01, "timeout": 5, "retries": 2, **more}
+    return {"name": name, "base_url": server.url, "model": name, "backoff": 0.01, "timeout": 30, "retries": 2, **more}
 
 
 def judge_table(server, name="judge", **more):
@@ -369,12 +369,15 @@ def hang(handler, body, number):
 
 
 def drip(handler, body, number):
+    """A good reply, so slowly that every single read is in time."""
+    content = b" " * 20 + completion("too late").encode()
     handler.send_response(200)
-    handler.send_header("content-length", "1000")
+    handler.send_header("content-length", str(len(content)))
     handler.end_headers()
-    for _ in range(60):
-        handler.wfile.write(b" ")
-        time.sleep(0.05)
+    for place in range(20):
+        handler.wfile.write(content[place : place + 1])
+        time.sleep(0.1)
+    handler.wfile.write(content[20:])
 
 
 def cut_before(handler, body, number):
@@ -445,7 +448,6 @@ MALFORMED = {
     "huge": (answer("word " * 2_000_000), "too large"),
     "endless": (endless(200), "too large"),
     "a compressed bomb": (raw(BOMB, **{"content-encoding": "gzip"}), "not JSON"),
-    "a strange charset": (raw("null", **{"content-type": "application/json; charset=bz2"}), "wrong schema"),
 }
 FAILS = {
     "429 for ever": (status(429), "http 429", 3),
@@ -455,6 +457,11 @@ FAILS = {
     "unknown model": (status(404), "http 404", 1),
     "no entry": (status(401), "http 401", 1),
     "elsewhere": (status(307, location="/v1/other"), "http 307", 1),
+    "error in a strange charset": (
+        lambda handler, body, number: handler.reply("no", 400, {"content-type": "text/plain; charset=bz2"}),
+        "http 400",
+        1,
+    ),
     "compressed error": (
         lambda handler, body, number: handler.reply(BOMB, 400, {"content-encoding": "gzip"}),
         "http 400",
@@ -463,9 +470,13 @@ FAILS = {
 }
 
 
-def run_beside_a_good_node(server, tmp_path, act, **more):
+# Seconds; a busy machine must not be taken for a slow server where that is not the question.
+TIMEOUTS = {"slow": 1, "dripping": 1, "hangs for ever": 0.3}
+
+
+def run_beside_a_good_node(server, tmp_path, act, case):
     server.acts["bad"] = act
-    nodes = [node(server, "bad", timeout=0.4, concurrency=1, **more), node(server, "good")]
+    nodes = [node(server, "bad", timeout=TIMEOUTS.get(case, 30), concurrency=1), node(server, "good")]
     path = write_study(tmp_path, rows=items(1), nodes=nodes)
     code = run(path)
     [good] = [record for record in journal(path) if record["model"] == "good"]
@@ -477,11 +488,11 @@ def run_beside_a_good_node(server, tmp_path, act, **more):
 @pytest.mark.parametrize("case", RECOVERS)
 def test_trouble_that_passes_is_waited_out(case, server, tmp_path):
     act, trouble = RECOVERS[case]
-    code, record, path = run_beside_a_good_node(server, tmp_path, act)
+    code, record, path = run_beside_a_good_node(server, tmp_path, act, case)
     assert code == 0
     assert (record["status"], record["text"], record["trouble"]) == ("ok", "the Bay of Fundy", trouble)
     assert record["tries"] == 1 + sum(trouble.values()) == server.prompts("bad").total()
-    assert record["latency"] < 0.4  # that of the try that worked
+    assert record["latency"] < TIMEOUTS.get(case, 30)  # that of the try that worked
     assert len(read_log(path)) == 4
 
 
@@ -489,7 +500,7 @@ def test_trouble_that_passes_is_waited_out(case, server, tmp_path):
 def test_malformed_replies_are_kept_and_counted(case, server, tmp_path, capsys):
     act, reason = MALFORMED[case]
     begun = time.monotonic()
-    code, record, path = run_beside_a_good_node(server, tmp_path, act)
+    code, record, path = run_beside_a_good_node(server, tmp_path, act, case)
     assert code == 0
     assert (record["status"], record["reason"], record["tries"]) == ("malformed", reason, 1)
     assert len(record["raw"]) <= collect.RAW_KEPT
@@ -514,7 +525,7 @@ def test_malformed_replies_are_kept_and_counted(case, server, tmp_path, capsys):
 @pytest.mark.parametrize("case", FAILS)
 def test_what_failed_is_reported_and_asked_again_next_time(case, server, tmp_path, capsys):
     act, reason, tries = FAILS[case]
-    code, record, path = run_beside_a_good_node(server, tmp_path, act)
+    code, record, path = run_beside_a_good_node(server, tmp_path, act, case)
     assert code == collect.INCOMPLETE
     assert (record["status"], record["reason"], record["tries"]) == ("failed", reason, tries)
     assert server.prompts("bad").total() == tries
@@ -553,17 +564,12 @@ def test_strange_usage_counts_as_unknown(usage):
 
 
 def test_retry_after_is_honoured_by_all_workers(server, tmp_path):
-    server.acts["a"] = first(status(429, **{"retry-after": "0.6"}))
-    run(write_study(tmp_path, rows=items(4), nodes=[node(server, concurrency=1)]))
-    assert server.times[1] - server.times[0] >= 0.6
-    server.times.clear()
-    server.seen.clear()
-    run(write_study(tmp_path / "two", rows=items(6), nodes=[node(server, concurrency=2)]))
-    # The worker that was not refused finishes what it has begun; then both wait.
-    late = [moment for moment in server.times if moment - server.times[0] > 0.05]
-    assert late
-    assert late[-1] - server.times[0] >= 0.6
-    assert len(server.times) - len(late) <= 3
+    server.acts["a"] = first(status(429, **{"retry-after": "1.5"}))
+    assert run(write_study(tmp_path, rows=items(12), nodes=[node(server, concurrency=2)])) == 0
+    assert len(server.times) == 13
+    # The worker that was not refused finishes what it has begun, and at most one more; then both wait.
+    early = [moment for moment in server.times if moment - server.times[0] < 1.4]
+    assert len(early) <= 3
 
 
 def test_waits_double_with_jitter_and_have_a_limit():
