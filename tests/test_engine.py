@@ -7,9 +7,12 @@ import reference
 from generators import dense_log, gappy_log
 
 from poq import metrics
+from poq.rounds import make_pool, sample_rounds
+from poq.scorelog import score_matrix
 from poq.simulate import Scenario, run
+from poq.streams import stream
 from poq.synthetic import synthetic_log
-from poq.trust import TRUST_RULES
+from poq.trust import TRUST_RULES, run_trust
 
 # Each world differs from the others in several ways at once; together they cover what a scenario can say.
 BASE = dict(n_rounds=603, committee=3)  # no quarter of it is a whole number
@@ -65,6 +68,7 @@ SCENARIOS = {
     "no costs": dict(task="summary", rule="paper", attack="noise", malicious_share=0.25, committee=4),
     "everybody malicious": dict(task="qa", rule="paper", attack="sabotage", malicious_share=1.0, committee=3),
     "traitor": dict(task="qa", rule="paper", attack="traitor", malicious_share=0.4, burn_in=50, resample="items"),
+    "traitor under a rule without memory": dict(task="qa", attack="traitor", malicious_share=0.3),
     "copycat": dict(task="qa", rule="median", attack="copycat", malicious_share=0.3, pay_reference="leave_one_out"),
     "two blocks": dict(
         task="qa", rule="paper", attack="noise", malicious_share=0.3, n_rounds=8600, burn_in=8100, committee=3
@@ -98,6 +102,24 @@ def test_reference_covers_every_metric():
     fields = {*scenario.__dataclass_fields__, "trial", "audits"}
     frame = run(log, scenario, trials=1, seed=0, progress=False)
     assert set(frame.columns) - fields == set(reference.row(log, scenario, seed=0, trial=0))
+
+
+@pytest.mark.parametrize("rule", TRUST_RULES)
+def test_trust_rules_in_the_engine(rule):
+    """The engine's blocks under a rule with a memory are one call of run_trust; audits come from their own stream."""
+    log, n_rounds = dense_log(), 9001
+    fields = {"committee": 4, "n_rounds": n_rounds, "burn_in": 4003, "n_nodes": 30}
+    row = run(log, Scenario("qa", rule, **fields), trials=2, seed=5, progress=False).iloc[1]
+    matrix = score_matrix(log, task="qa")
+    pool = make_pool(matrix, committee=4, n_nodes=30, seed=5, trial=1)
+    output, node, scores = sample_rounds(pool, n_rounds=n_rounds, committee=4, seed=5, trial=1)
+    shown = stream(5, 1, "audit").random(n_rounds) < (0.02 if rule == "audited" else 0)
+    truth = matrix.truth[output]
+    trust = run_trust(scores, node, 30, rule=rule, audit=np.where(shown, truth, np.nan))
+    consensus, truth = trust.consensus[4003:], truth[4003:]
+    for metric in ("pearson", "rmse", "mae", "bias"):
+        assert row[metric] == pytest.approx(getattr(metrics, metric)(consensus, truth), abs=1e-9), metric
+    assert row["audits"] == shown.sum()
 
 
 def test_scenarios_side_by_side_change_nothing():

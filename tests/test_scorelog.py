@@ -225,6 +225,14 @@ def test_quoted_commas_quotes_and_newlines(tmp_path):
     assert read_score_log(path)["item"].tolist() == ['a, "b"\nc', "2"]
 
 
+def test_newlines_in_a_file_of_many_blocks(tmp_path):
+    """6 MB of names with line breaks: a reader that cuts blocks at any line break would tear rows apart."""
+    rows = [f'qa,"{i}\n{"long " * 30}\n",m,e,{i},2' for i in range(36_000)]
+    log = read_score_log(write(tmp_path / "log.csv", csv(*rows)))
+    assert log["score"].tolist() == list(range(36_000))
+    assert log["item"].str.count("\n").eq(2).all()
+
+
 def test_further_columns_and_row_order_are_kept(tmp_path):
     text = HEADER.strip() + ",note,cost\n" + "qa,2,m,e,4,5,NA,\nqa,1,m,e,1,2,x,0.5\n"
     log = read_score_log(write(tmp_path / "log.csv", text))
