@@ -211,7 +211,8 @@ def _notebook_key(path: Path) -> str:
 
 
 def _code_files() -> list[Path]:
-    return [*sorted((ROOT / "poq").rglob("*.py")), BOOK / "execute.py", ROOT / "requirements.lock"]
+    pages = (ROOT / "poq").rglob("*.html")  # markup that chapters put on their pages
+    return [*sorted([*(ROOT / "poq").rglob("*.py"), *pages]), BOOK / "execute.py", ROOT / "requirements.lock"]
 
 
 def _files_below(folder: Path) -> list[Path]:

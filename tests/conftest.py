@@ -1,8 +1,11 @@
 """What several tests share: the fast book, and tiny books to break."""
 
+import functools
+import http.server
 import json
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SWITCHES = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PARAMETERS = """n_rounds: int = 5  # rounds per trial
 seed: int = 1  # root seed"""
 START = """from poq import provenance
@@ -30,6 +43,71 @@ def fast_book():
         return build_book(profile="fast").parent
     except (BuildError, ParameterError) as error:
         pytest.fail(f"the fast book cannot be built: {error}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def site(fast_book):
+    """Address of the book on a server of this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(fast_book)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"none of these browsers is installed: {', '.join(BROWSERS)}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=executable, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, request):
+    """Open a page with every outside request aborted; return the page and the list of complaints."""
+    contexts = []
+
+    def visit(address: str, *, width: int = 1280, dark: bool = False, script: bool = True):
+        address = address if "://" in address else f"{request.getfixturevalue('site')}/{address}"
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            service_workers="block",
+            java_script_enabled=script,
+        )
+        contexts.append(context)
+        complaints = []
+
+        def route(request):
+            if request.request.url.startswith(("http://127.0.0.1:", "file:", "data:", "blob:")):
+                request.continue_()
+            else:
+                complaints.append(f"outside request: {request.request.url}")
+                request.abort()
+
+        page = context.new_page()
+        page.route("**/*", route)
+        page.on("console", lambda said: complaints.append(f"console: {said.text}") if said.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
+        page.on("response", lambda got: complaints.append(f"{got.status}: {got.url}") if got.status >= 400 else None)
+        page.goto(address, wait_until="load")
+        if script:
+            page.evaluate("() => window.MathJax?.startup?.promise")
+        return page, complaints
+
+    yield visit
+    for context in contexts:
+        context.close()
 
 
 def write_notebook(path: Path, cells: list) -> Path:

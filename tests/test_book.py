@@ -1,11 +1,7 @@
 """The fast book, read in a real browser with the network cut off."""
 
-import functools
-import http.server
 import json
 import re
-import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,83 +11,13 @@ from book.build import toc_pages
 from book.check import check_html
 from poq.chapters import list_chapters, read_parameters
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHAPTERS = list(list_chapters())
-SWITCHES = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="session")
 def pages(fast_book):
     """Every page of the table of contents."""
     return toc_pages(ROOT / "book")
-
-
-@pytest.fixture(scope="session")
-def site(fast_book):
-    """Address of the book on a server of this machine."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(fast_book)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip(f"none of these browsers is installed: {', '.join(BROWSERS)}")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=executable, args=SWITCHES)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser, site):
-    """Open a page with every outside request aborted; return the page and the list of complaints."""
-    contexts = []
-
-    def visit(address: str, *, width: int = 1280, dark: bool = False):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", service_workers="block"
-        )
-        contexts.append(context)
-        complaints = []
-
-        def route(request):
-            if request.request.url.startswith((site, "file:", "data:", "blob:")):
-                request.continue_()
-            else:
-                complaints.append(f"outside request: {request.request.url}")
-                request.abort()
-
-        page = context.new_page()
-        page.route("**/*", route)
-        page.on("console", lambda said: complaints.append(f"console: {said.text}") if said.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
-        page.on("response", lambda got: complaints.append(f"{got.status}: {got.url}") if got.status >= 400 else None)
-        page.goto(address if "://" in address else f"{site}/{address}", wait_until="load")
-        page.evaluate("() => window.MathJax?.startup?.promise")
-        return page, complaints
-
-    yield visit
-    for context in contexts:
-        context.close()
 
 
 FORMULAS = "document.querySelectorAll('.math').length"
