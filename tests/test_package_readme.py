@@ -27,7 +27,7 @@ def mappings():
 
 
 def test_a_rule_and_an_attack_in_fifteen_lines(mappings):
-    assert len(BLOCKS[0].splitlines()) == 15
+    assert len([line for line in BLOCKS[0].splitlines() if line]) == 15
     names = {"__name__": "__main__"}
     exec(BLOCKS[0], names)
     frame = names["frame"]

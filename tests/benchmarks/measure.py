@@ -107,13 +107,13 @@ def measure_throughput(log: pd.DataFrame, *, quick: bool) -> list[dict]:
     for committee, n_nodes in POOLS.items():
         for jitter in (0.0, 0.5):
             world = make_world(log, make_scenario(committee, jitter, 10))
-            n_rounds = {"ours": int(8e6 * size / committee)}
+            n_rounds = {"ours": int(4e6 * size / committee)}
             scenario = make_scenario(committee, jitter, n_rounds["ours"])
             contenders = {"ours": partial(play_engine, log, scenario)}
             for name, (play, rounds) in _rivals(committee, size).items():
                 n_rounds[name] = rounds
                 contenders[name] = partial(play, world, rounds)
-            times = in_turn(contenders, 3 if quick else 7)
+            times = in_turn(contenders, 3 if quick else 5)
             for name, seconds in times.items():
                 ratios = [
                     theirs / n_rounds[name] * n_rounds["ours"] / ours for ours, theirs in zip(times["ours"], seconds)
@@ -125,16 +125,16 @@ def measure_throughput(log: pd.DataFrame, *, quick: bool) -> list[dict]:
 
 
 def _rivals(committee: int, size: float) -> dict[str, tuple[Callable, int]]:
-    """Name: what plays, and how many rounds make about half a second."""
-    batched = max(1024, int(4e6 * size / committee) // 1024 * 1024)
+    """Name: what plays, and how many rounds make some tenths of a second."""
+    batched = max(20_480, int(4e6 * size / committee) // 1024 * 1024)
     found = {
-        "plain Python": (rivals.play_python, int(3e5 * size / committee)),
+        "plain Python": (rivals.play_python, int(2e5 * size / committee)),
         "numpy, Floyd": (partial(rivals.play_numpy, draw=rivals.draw_floyd), batched),
         "numpy, argpartition": (partial(rivals.play_numpy, draw=rivals.draw_argpartition), batched),
     }
     for name, module, play in (("Mesa", "mesa", rivals.play_mesa), ("radCAD", "radcad", rivals.play_radcad)):
         if importlib.util.find_spec(module):
-            found[name] = (play, int(1.5e5 * size / committee))
+            found[name] = (play, int(1e5 * size / committee))
     return found
 
 
@@ -180,9 +180,9 @@ def _aggregators(committee: int) -> dict[str, dict[str, Callable]]:
 def measure_linearity(log: pd.DataFrame, *, quick: bool) -> list[dict]:
     """CPU time per round, over that of the smallest size, as rounds and as trials grow."""
     size = 0.1 if quick else 1.0
-    rounds = [int(size * n) for n in (500_000, 1_000_000, 2_000_000, 4_000_000)]
+    rounds = [int(size * n) for n in (250_000, 500_000, 1_000_000, 2_000_000)]
     trials = [10, 20, 40, 80]
-    short = make_scenario(5, 0.5, int(size * 50_000))
+    short = make_scenario(5, 0.5, int(size * 25_000))
     cases = {
         "rounds": {n: partial(play_engine, log, make_scenario(5, 0.5, n)) for n in rounds},
         "trials": {n: partial(play_engine, log, short, trials=n) for n in trials},
