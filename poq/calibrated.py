@@ -74,8 +74,8 @@ def advance_calibrated(state: CalibratedState, scores, node, audit):
     start all nodes are alike and v is infinite, so c is the plain mean. For each member the same expression over the
     others gives x, and its posterior variance p; regressing s on x is free of attenuation, because x is a posterior
     mean, and the variance of the residual exceeds that of the report's noise by g^2 p. Only relative bias and gain can
-    be learnt without the truth: levels are anchored at the weighted median node (so that fewer than half of the weight
-    cannot move them far), gains at the median of gains.
+    be learnt without the truth: levels are anchored at the median node, so that a minority cannot move them far, and
+    gains at the median weighted by how much of a node's variance is signal.
     """
     seats = np.ascontiguousarray(scores.T)
     consensus = np.empty(len(scores))
@@ -137,10 +137,10 @@ def _refit_calibrated(trust, bias, gain, noise, sums, world, prior):
     known = w / (w + prior)
     signal = slope**2 * world[1]
     share = known * signal / (signal + noise)  # how much of a node's variance is signal
-    middle = weighted_median(slope[seen], np.sqrt(share[seen]))
+    middle = weighted_median(slope[seen], share[seen])
     if middle > 0.1:
         slope = slope / middle
-    world[0] = weighted_median(mean_y[seen], share[seen])
+    world[0] = np.median(mean_y[seen])
     for n in range(len(slope)):
         # A gain near zero would blow a report up; it carries nothing, so its size does not matter.
         gain[n] = slope[n] if abs(slope[n]) > 0.01 else 0.01
