@@ -105,6 +105,48 @@ def test_paper_ignores_audits():
         np.testing.assert_array_equal(one, other)
 
 
+def weigh(rows, nodes, weights, update):
+    """Consensus of each round in plain Python; `update(who, d)` sees the committee's deviations after each."""
+    found = []
+    for row, who in zip(rows.tolist(), nodes.tolist()):
+        total = sum(weights[n] for n in who)
+        found.append(sum(weights[n] * s for s, n in zip(row, who)) / total)
+        update(who, [abs(s - found[-1]) / 10 for s in row])
+    return found
+
+
+def test_moving_average_by_plain_python():
+    """D <- (1 - 1/m) D + d/m from 0.2, weight 1 / (D^2 + 0.05^2)."""
+    scores, node, _ = drawn()
+    average, weights = [0.2] * 20, [1 / 0.0425] * 20
+
+    def update(who, d):
+        for n, x in zip(who, d):
+            average[n] += (x - average[n]) / 30
+            weights[n] = 1 / (average[n] ** 2 + 0.05**2)
+
+    run = run_trust(scores, node, 20, rule="ema", memory=30)
+    np.testing.assert_allclose(weigh(scores, node, weights, update), run.consensus, rtol=1e-9)
+    np.testing.assert_allclose(weights, run.final, rtol=1e-9)
+
+
+def test_recentred_by_plain_python():
+    """Eq. 21 about the usual deviation u: w <- clip(w (1 + rate (0.5 - d')), low, high), d' = d / (2 u) up to 1.5."""
+    scores, node, _ = drawn(n_rounds=1500)
+    usual, weights = [0.1], [1.0] * 20
+
+    def update(who, d):
+        for n, x in zip(who, d):
+            step = 0.2 * (0.5 - min(1.5, 0.5 + (x - usual[0]) / (2 * max(usual[0], 0.01))))
+            weights[n] = min(5.0, max(0.1, weights[n] * (1 + step)))
+        usual[0] = max(0.001, usual[0] + 0.001 * sum(1 if x > usual[0] else -1 for x in d))
+
+    run = run_trust(scores, node, 20, rule="recentred", rate=0.2)
+    np.testing.assert_allclose(weigh(scores, node, weights, update), run.consensus, rtol=1e-9)
+    np.testing.assert_allclose(weights, run.final, rtol=1e-9)
+    assert len(set(run.final)) > 5  # not all at one bound
+
+
 # --- every rule with a memory ---
 
 
