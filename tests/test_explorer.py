@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from book.build import build_chapter
 from poq import explorer, simulate
 from poq.plotting import rule_label
 from poq.synthetic import synthetic_log
@@ -294,15 +295,21 @@ def test_without_a_script_and_in_print_it_says_where_to_look(visit, saved):
     assert not page.locator(".poq-explorer .app").is_visible()
 
 
-# ------------------------------------------------------------------------------------------------ in the book
+# ------------------------------------------------------------------------------------------------ the chapter
 
 
-def test_the_page_of_the_book_shows_its_own_csv(visit, fast_book):
-    table = pd.read_csv(fast_book / "results" / CHAPTER / "settings.csv")
-    page, complaints = visit(f"chapters/{CHAPTER}.html")
+@pytest.fixture(scope="module")
+def chapter():
+    """The chapter's page at fast sizes, opened as a file; an execution that the fast book made is used again."""
+    return build_chapter(CHAPTER, profile="fast")
+
+
+def test_the_page_of_the_book_shows_its_own_csv(visit, chapter):
+    saved = chapter.parent.parent / "results" / CHAPTER / "settings.csv"
+    table = pd.read_csv(saved)
+    page, complaints = visit(chapter.as_uri())
     link = page.get_by_role("link", name="settings.csv").first.get_attribute("href")
-    linked = (fast_book / "chapters" / link).resolve()
-    assert linked.read_bytes() == (fast_book / "results" / CHAPTER / "settings.csv").read_bytes()
+    assert (chapter.parent / link).resolve().read_bytes() == saved.read_bytes()
     attacked = table[table["attack"] != "none"]
     for number in (0, len(attacked) // 2, len(attacked) - 1):
         setting = attacked.iloc[number][explorer.SETTING].to_dict()
@@ -321,16 +328,16 @@ def test_the_page_of_the_book_shows_its_own_csv(visit, fast_book):
     assert complaints == []
 
 
-def test_the_book_holds_a_twin_for_print_and_no_script(visit, fast_book):
-    page, _ = visit(f"chapters/{CHAPTER}.html", script=False)
+def test_the_book_holds_a_twin_for_print_and_no_script(visit, chapter):
+    page, _ = visit(chapter.as_uri(), script=False)
     assert page.locator(".poq-explorer .without").is_visible()
     assert page.locator("figure img[alt*='start setting']").is_visible()
     assert not page.locator(".poq-explorer .app").is_visible()
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_its_texts_can_be_read_on_the_ground_of_the_book(visit, fast_book, dark):
-    page, _ = visit(f"chapters/{CHAPTER}.html", dark=dark, width=390)
+def test_its_texts_can_be_read_on_the_ground_of_the_book(visit, chapter, dark):
+    page, _ = visit(chapter.as_uri(), dark=dark, width=390)
     contrast = """element => {
         const light = colour => {
             const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(v => v / 255).map(
