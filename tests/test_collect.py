@@ -313,14 +313,6 @@ def test_a_dry_run_asks_nothing(server, tmp_path, capsys):
     assert "3 for answers, at most 3 for judgements" in capsys.readouterr().out
 
 
-def test_the_command_line_reaches_it(server, tmp_path):
-    path = write_study(tmp_path, nodes=[node(server)])
-    command = [sys.executable, "-m", "poq.cli", "collect", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert len(read_log(path)) == 6
-
-
 def test_each_node_has_its_own_concurrency(server, tmp_path):
     def slow(handler, body, number):
         time.sleep(0.05)
@@ -1280,6 +1272,7 @@ def test_an_answer_stays_between_its_tags(attack):
     assert len(re.findall(rf"</?\s*answer-{MARK}", prompt, flags=re.IGNORECASE)) == 2
     inside = re.fullmatch(rf"<answer-{MARK}>\n(.*)\n</answer-{MARK}>\n\nEverything.*", prompt, flags=re.DOTALL).group(1)
     assert MARK not in inside
+    assert not re.search(r"<\s*/?\s*answer-", inside, flags=re.IGNORECASE)  # nor anything that looks like a tag
     assert CODE not in inside
     assert not re.search(
         "[\x00-\x08\x0b-\x1f\x7f\u200b\u2028\u2029\u202a-\u202e\ud800-\udfff\U000e0000-\U000e007f]", inside

@@ -446,7 +446,7 @@ def _is_url(text: str) -> bool:
         port_is_fine = parts.port is None or parts.port > 0
     except ValueError:
         return False
-    bare = not (parts.username or parts.password or parts.query or parts.fragment) and "@" not in parts.netloc
+    bare = not (parts.username or parts.password or parts.query or parts.fragment)
     visible = all("!" <= letter <= "~" for letter in text)
     return parts.scheme in ("http", "https") and bool(parts.hostname) and bare and port_is_fine and visible
 
