@@ -28,6 +28,15 @@ SWITCHES = [
 ]
 PARAMETERS = """n_rounds: int = 5  # rounds per trial
 seed: int = 1  # root seed"""
+TINY_TOC = """format: jb-book
+root: intro
+chapters:
+  - glob: chapters/[0-9][0-9]_*
+  - file: howto
+  - file: status
+  - file: notation
+  - file: bibliography
+"""
 START = """from poq import provenance
 
 run = provenance.start("{stem}", n_rounds=n_rounds, seed=seed)
@@ -141,20 +150,16 @@ def write_chapter(book: Path, stem: str, code: str, *, parameters: str = PARAMET
 def tiny_book(tmp_path):
     """A book of two one-line chapters with the real settings, and its output folder."""
     book = tmp_path / "book"
-    for name in (
-        "_config.yml",
-        "_toc.yml",
-        "references.bib",
-        "bibliography.md",
-        "notation.md",
-        "howto.md",
-        "collect.md",
-        "status.md",
-    ):
-        book.mkdir(exist_ok=True)
+    book.mkdir()
+    for name in ("_config.yml", "references.bib", "bibliography.md", "status.md"):
         shutil.copy(ROOT / "book" / name, book / name)
+    (book / "_toc.yml").write_text(TINY_TOC, encoding="utf-8")
+    for name in ("notation", "howto"):
+        (book / f"{name}.md").write_text(f"# The page {name}\n\nAs {{cite:t}}`poq2024` say.\n", encoding="utf-8")
     for name in ("_ext", "assets"):
         shutil.copytree(ROOT / "book" / name, book / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (book / "data").mkdir()
+    shutil.copy(ROOT / "book" / "data" / "template_log.csv", book / "data")  # a page links to it
     (book / "intro.md").write_text("# A tiny book\n\nRead [the notation](notation.md).\n", encoding="utf-8")
     (book / "profiles.yml").write_text("full: {}\nfast: {all: {n_rounds: 2, trials: 9}}\n", encoding="utf-8")
     write_chapter(book, "01_one", "print('first', n_rounds)")
