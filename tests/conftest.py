@@ -158,8 +158,6 @@ def tiny_book(tmp_path):
         (book / f"{name}.md").write_text(f"# The page {name}\n\nAs {{cite:t}}`poq2024` say.\n", encoding="utf-8")
     for name in ("_ext", "assets"):
         shutil.copytree(ROOT / "book" / name, book / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (book / "data").mkdir()
-    shutil.copy(ROOT / "book" / "data" / "template_log.csv", book / "data")  # a page links to it
     (book / "intro.md").write_text("# A tiny book\n\nRead [the notation](notation.md).\n", encoding="utf-8")
     (book / "profiles.yml").write_text("full: {}\nfast: {all: {n_rounds: 2, trials: 9}}\n", encoding="utf-8")
     write_chapter(book, "01_one", "print('first', n_rounds)")
