@@ -154,6 +154,9 @@ def intervals(frame: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *,
         interval counts the trials alone and se_items is NaN.
     """
     by, metrics = list(by), list(metrics)
+    columns = [*by, "metric", "value", "low", "high", "se_trials", "se_items", "n"]
+    if not frame[metrics].notna().any(axis=None):
+        return pd.DataFrame(columns=columns)
     each = frame.groupby([*by, "resample", "trial"], sort=False, dropna=False, observed=True)[metrics].mean()
     long = each.rename_axis(columns="metric").stack().unstack("resample")
     empty = pd.Series(np.nan, index=long.index)
@@ -172,7 +175,7 @@ def intervals(frame: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *,
         half = stats.t.ppf((1 + level) / 2, n - 1) * error if n > 1 else np.nan
         value = trials.mean()
         rows.append((*key, value, value - half, value + half, se_trials, se_items, n))
-    return pd.DataFrame(rows, columns=[*by, "metric", "value", "low", "high", "se_trials", "se_items", "n"])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def support(cells: pd.DataFrame, *, sign: int = 1) -> np.ndarray:
@@ -190,7 +193,8 @@ def verdict(cells: pd.DataFrame, *, factors: Sequence[str] = (), sign: int = 1) 
         With the columns low and high, and those of `factors`.
     factors : sequence of str
         Columns in which a condition may be told: "only if attack is noise". If none of them tells it, the verdict
-        says in how many settings the claim holds.
+        says in how many settings the claim holds and in how many the opposite does; if those are not fewer, the claim
+        is not reproduced.
     sign : +1 or -1
         Whether the claim says that the value is above or below zero.
     """
@@ -206,4 +210,18 @@ def verdict(cells: pd.DataFrame, *, factors: Sequence[str] = (), sign: int = 1) 
         if levels and ((held > 0) == cells[factor].isin(levels).to_numpy()).all():
             *first, last = map(str, levels)
             return f"only if {factor} is {', '.join(first)} or {last}" if first else f"only if {factor} is {last}"
-    return f"only if the setting suits ({(held > 0).sum()} of {len(held)}; {(held < 0).sum()} against)"
+    count = f"({(held > 0).sum()} of {len(held)}; {(held < 0).sum()} against)"
+    return f"only if the setting suits {count}" if held.sum() > 0 else f"{REFUTED} {count}"
+
+
+def in_words(row, *, digits: int = 3) -> str:
+    """Value and interval of a row of :func:`intervals`, for a page: "+0.006 [+0.003, +0.010]"."""
+    if not np.isfinite(row.value):
+        return "no number"
+
+    def figure(value: float) -> str:
+        return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.{digits}f}"
+
+    if not (np.isfinite(row.low) and np.isfinite(row.high)):
+        return f"{figure(row.value)} (no interval from one trial)"
+    return f"{figure(row.value)} [{figure(row.low)}, {figure(row.high)}]"

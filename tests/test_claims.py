@@ -72,6 +72,7 @@ def test_subtract_refuses_rows_without_counterpart():
         ([-0.1] * 4, [0.1] * 4, "undecided at this size"),
         ([0.1, 0.1, -0.1, -0.2], [0.3, 0.3, 0.1, -0.1], "only if attack is noise"),
         ([0.1, 0.1, 0.1, -0.2], [0.3, 0.3, 0.3, -0.1], "only if the setting suits (3 of 4; 1 against)"),
+        ([0.1, -0.3, -0.3, -0.2], [0.3, -0.1, -0.1, -0.1], "not reproduced (1 of 4; 3 against)"),
         ([0.1, -0.1, 0.1, -0.2], [0.3, 0.1, 0.3, -0.1], "only if task is qa"),
         ([np.nan] * 4, [np.nan] * 4, "undecided at this size"),
         ([], [], "not testable here"),
@@ -110,3 +111,11 @@ def test_fitting_keeps_the_committees_that_most_outputs_can_fill(log):
 def test_stability():
     cells = pd.DataFrame({"low": [-0.01, 0.03, -0.03], "high": [0.01, 0.04, 0.01]})
     assert list(claims.support(claims.stability(cells, 0.02))) == [1, -1, 0]
+
+
+def test_in_words():
+    row = pd.Series({"value": 0.0061, "low": -0.0032, "high": 0.01})
+    assert claims.in_words(row) == "+0.006 [-0.003, +0.010]"
+    assert claims.in_words(row * 1e6, digits=1) == "+6,100 [-3,200, +10,000]"
+    assert claims.in_words(row.replace(0.01, np.nan)) == "+0.006 (no interval from one trial)"
+    assert claims.in_words(row * np.nan) == "no number"
