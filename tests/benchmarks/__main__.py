@@ -54,7 +54,7 @@ def main() -> int:
             f"note: the machine is busy (load {load:.1f}); ratios of CPU time hold, wall times do not", file=sys.stderr
         )
     log = measure.make_log()
-    figures = {"quick": quick, "machine": describe_machine(), "versions": find_versions()}
+    figures = {"quick": quick, "load": round(load, 1), "machine": describe_machine(), "versions": find_versions()}
     steps = {
         "throughput": lambda: measure.measure_throughput(log, quick=quick),
         "aggregation": lambda: measure.measure_aggregation(quick=quick),

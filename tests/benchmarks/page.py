@@ -117,7 +117,12 @@ def markdown(figures: dict) -> str:
     )
     absent = [name for name in ("Mesa", "radCAD") if name not in {row["name"] for row in figures["throughput"]}]
     missing = f" Not installed when this was measured: {', '.join(absent)}." if absent else ""
-    quick = ":::{warning}\nMeasured with small sizes only.\n:::\n\n" if figures["quick"] else ""
+    busy = figures["load"] / machine["cores"] > 0.25
+    load = (
+        f" The machine did other work beside (load {figures['load']:g}): times on the clock are too long."
+        if busy
+        else ""
+    )
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"""# Benchmarks
 
@@ -125,7 +130,7 @@ The engine plays {number(plain)} times as many rounds per second as a plain Pyth
 figures come from one run on one machine; what is compared was measured in turn, and a ratio is the median over
 repetitions.
 
-{quick}A round is: draw an output, sample K of N nodes, attack, consensus, trust update, pay for both roles, sums. Here
+A round is: draw an output, sample K of N nodes, attack, consensus, trust update, pay for both roles, sums. Here
 {WORLD}, one core, CPU time. *numpy* plays 1,024 replicates at once, in two ways of sampling without replacement; *Mesa*
 and *radCAD* are models written in those libraries.{missing} The engine does more than its rivals: it also plays the
 honest run beside the attacked one, and reports rank correlation, pay per node and model, and the pay of a round. A test
@@ -158,6 +163,6 @@ imported libraries included.
 
 ## Where this was measured
 
-{machine["processor"]}, {machine["cores"]} cores, {machine["system"]}, Python {machine["python"]}. {listed}. The figures
-stand in [benchmarks.json](data/benchmarks.json); `make bench` measures them again and rewrites this page.
+{machine["processor"]}, {machine["cores"]} cores, {machine["system"]}, Python {machine["python"]}; {listed}.{load}
+The figures stand in [benchmarks.json](data/benchmarks.json); `make bench` measures them again and rewrites this page.
 """
