@@ -9,12 +9,11 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from poq.workload.corpus import Passage
@@ -25,33 +24,35 @@ from poq.workload.text import (
     sentences,
     stem,
     tokens,
+    word_set,
 )
 from poq.workload.truth import token_f1
 
 Answer = Callable[[str, str], str]
 
 MAX_SPAN = 10
-_NUMBER_WORDS = frozenset(
+_NUMBER_WORDS = word_set(
     """one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half quarter third
-    dozen twice once""".split()
+    dozen twice once"""
 )
-_MONTHS = frozenset("january february march april may june july august september october november december".split())
-_DAYS = frozenset("monday tuesday wednesday thursday friday saturday sunday".split())
-_TIMES = _DAYS | frozenset(
+_MONTHS = word_set("january february march april may june july august september october november december")
+_DAYS = word_set("monday tuesday wednesday thursday friday saturday sunday")
+_TIMES = _DAYS | word_set(
     """spring summer autumn winter morning evening noon midnight afternoon night week weeks month months year years
-    day days hour hours minute minutes o'clock century decade tomorrow yesterday easter christmas dawn dusk""".split()
+    day days hour hours minute minutes o'clock century decade tomorrow yesterday easter christmas dawn dusk"""
 )
-_PLACE_WORDS = frozenset("in at on from under near behind beside inside into above between along beneath to".split())
-_REASON_WORDS = frozenset("because to so since as for by".split())
-_EDGE = frozenset(
+_PLACE_WORDS = word_set("in at on from under near behind beside inside into above between along beneath to")
+_REASON_WORDS = word_set("because to so since as for by")
+_EDGE = word_set(
     """a an the of and or but is was were are be been had has have that which who whose with than as its his her their
     it he she they would will could can may must not at in on for from to by into until if when while because so then
-    this these those there such very only also after before about where what how do does did no""".split()
+    this these those there such very only also after before about where what how do does did no"""
 )
 # A span may open with these although they are function words: they belong to the answer.
-_OPENERS = frozenset(
-    "in at on for from to by because under behind between until after before about her his their its no so it they he she as".split()
+_OPENERS = word_set(
+    """in at on for from to by because under behind between until after before about her his their its no so it they he
+    she as"""
 )
 _TYPES = ("who", "when", "where", "number", "duration", "why", "how", "what")
 
@@ -88,12 +89,7 @@ def is_number(token: str) -> bool:
 def is_time(token: str) -> bool:
     """Whether `token` names a year, month, weekday, season or unit of time."""
     low = token.lower()
-    return (
-        bool(re.fullmatch(r"1[0-9]{3}s?|20[0-9]{2}s?", low))
-        or token.capitalize() == token
-        and low in _MONTHS
-        or low in _TIMES
-    )
+    return bool(re.fullmatch(r"1[0-9]{3}s?|20[0-9]{2}s?", low)) or (is_name(token) and low in _MONTHS) or low in _TIMES
 
 
 def is_name(token: str) -> bool:
@@ -190,7 +186,7 @@ def fit_tfidf_sentence(train: Sequence[Passage]) -> Answer:
 
 
 def fit_word_window(train: Sequence[Passage]) -> Answer:
-    """Five words beside the rarest question words: the window of the best sentence with none of the question's words."""
+    """Five words of the best sentence that stand near to the question's words and repeat none of them."""
     idf = inverse_document_frequency(passage.text for passage in train)
 
     def answer(question: str, text: str) -> str:
@@ -213,7 +209,7 @@ def fit_word_window(train: Sequence[Passage]) -> Answer:
 
 
 def fit_typed_span(train: Sequence[Passage]) -> Answer:
-    """The name, date, number or clause of the best sentence that fits the question word, nearest to the question's words."""
+    """The name, date, number or clause of the best sentence that fits the question word, nearest to its words."""
     idf = inverse_document_frequency(passage.text for passage in train)
 
     def answer(question: str, text: str) -> str:
@@ -252,8 +248,9 @@ def typed_spans(kind: str, sentence: str) -> list[tuple[int, int]]:
     if kind == "what":
         member = [token[0].isalnum() and token not in STOPWORDS for token in low]
     elif kind == "who":
-        member = [is_name(token) and low[i] not in STOPWORDS and not (i == 0 and len(found) > 1 and not is_name(found[1]))
-                  for i, token in enumerate(found)]  # fmt: skip
+        # A capital at the start of a sentence says nothing, unless a second one follows.
+        named = [is_name(token) and low[i] not in STOPWORDS for i, token in enumerate(found)]
+        member = [inside and (i > 0 or named[1:2] == [True]) for i, inside in enumerate(named)]
     elif kind == "where":
         member = [is_name(token) and i > 0 for i, token in enumerate(found)]
     elif kind == "when":
@@ -305,83 +302,111 @@ def span_features(question: str, text: str, idf: Mapping[str, float]) -> tuple[l
     the span looks like, what stands beside it, and how that looks agrees with the kind of question.
     """
     found = sentences(text)
-    kind, asked = question_type(question), set(content_stems(question))
-    focus = _focus(question)
+    asked, focus = set(content_stems(question)), _focus(question)
     fit = sentence_scores(question, found, idf)
-    scale = max(fit.max(), 1e-9)
     rank = np.argsort(np.argsort(-np.round(fit, 9), kind="stable"), kind="stable")
     texts, rows = [], []
     for index, sentence in enumerate(found):
+        spans = candidate_spans(sentence)
+        if not spans:
+            continue
         marks = tokens(sentence)
-        raw = [token for token, _, _ in marks]
-        low = [token.lower() for token in raw]
-        stems = [stem(token) for token in low]
-        weight = np.array(
-            [idf.get(s, idf[""]) if s in asked and t not in STOPWORDS else 0.0 for s, t in zip(stems, low)]
-        )
-        places = np.flatnonzero(weight)
-        number = [is_number(token) for token in raw]
-        time = [is_time(token) for token in raw]
-        name = [is_name(token) and i > 0 and token.lower() not in STOPWORDS for i, token in enumerate(raw)]
-        plain = [token in STOPWORDS for token in low]
-        for start, end in candidate_spans(sentence):
-            size = end - start
-            away = np.where(places < start, start - places, places - end + 1)
-            outside = (places < start) | (places >= end)
-            near = float((weight[places] / np.maximum(away, 1))[outside].sum())
-            before = low[start - 1] if start else "."
-            after = low[end] if end < len(low) else "."
-            shape = [
-                any(number[start:end]),
-                any(time[start:end]),
-                sum(name[start:end]) / size,
-                sum(plain[start:end]) / size,
-                low[start] in _PLACE_WORDS,
-                low[start] in ("because", "so", "since", "as"),
-                low[start] in ("to", "by", "for"),
-                size == 1,
-                size == 2,
-                size in (3, 4),
-                size >= 6,
-                number[start],
-                size / MAX_SPAN,
-                low[start] in ("it", "they", "he", "she", "his", "her", "their"),
-            ]
-            general = [
-                fit[index] / scale,
-                rank[index] == 0,
-                rank[index] <= 2,
-                near,
-                near / max(weight.sum(), 1e-9) if len(places) else 0.0,
-                float((~outside).sum()),
-                float((~outside).sum()) / size,
-                float(away[outside].min()) if outside.any() else 15.0,
-                bool(weight[start - 1]) if start else False,
-                bool(weight[end]) if end < len(low) else False,
-                focus in stems[start:end] if focus else False,
-                bool(focus) and end < len(low) and stems[end] == focus,
-                bool(focus) and focus in stems,
-                before in (",", ".", ";", ":", "'"),
-                after in (",", ".", ";", ":", "'"),
-                before in ("a", "an", "the"),
-                before in _PLACE_WORDS,
-                before in ("of", "by", "with", "for"),
-                before in ("is", "was", "were", "are", "be", "been"),
-                after in ("of", "and"),
-                after in _PLACE_WORDS,
-                after in ("is", "was", "were", "had", "has", "are", "will", "would", "could"),
-                after[0].isalnum() and after not in STOPWORDS,
-                before[0].isalnum() and before not in STOPWORDS,
-                "," in low[start:end],
-                start == 0,
-                index / max(len(found) - 1, 1),
-                np.mean([idf.get(s, idf[""]) for s in stems[start:end]]),
-            ]
-            texts.append(sentence[marks[start][1] : marks[end - 1][2]])
-            crossed = np.zeros((len(_TYPES), len(shape)))
-            crossed[_TYPES.index(kind)] = shape
-            rows.append(np.concatenate([general, shape, crossed.ravel()]))
-    return texts, np.array(rows, dtype=float)
+        texts += [sentence[marks[start][1] : marks[end - 1][2]] for start, end in spans]
+        place = (fit[index] / max(fit.max(), 1e-9), rank[index] == 0, rank[index] <= 2, index / max(len(found) - 1, 1))
+        rows.append(_sentence_features([token for token, _, _ in marks], np.array(spans), asked, focus, idf, place))
+    plain = np.concatenate(rows)
+    shape = plain[:, -_SHAPES:]
+    crossed = np.zeros((len(plain), len(_TYPES), _SHAPES))
+    crossed[:, _TYPES.index(question_type(question))] = shape
+    return texts, np.hstack([plain, crossed.reshape(len(plain), -1)])
+
+
+_SHAPES = 14
+_STOPS = word_set(", . ; : '")
+
+
+def _sentence_features(raw, spans, asked, focus, idf, place) -> np.ndarray:
+    """Features of the spans (C, 2) of one sentence, (C, 28 + `_SHAPES`); the last ones say what a span looks like."""
+    start, end = spans.T
+    size = end - start
+    low = [token.lower() for token in raw]
+    stems = [stem(token) for token in low]
+    rarity = np.array([idf.get(term, idf[""]) for term in stems])
+    hit = np.array([term in asked and token not in STOPWORDS for term, token in zip(stems, low)])
+    wanted = np.array([bool(focus) and term == focus for term in stems])
+    where = np.flatnonzero(hit)
+
+    # Distance of each question word of the sentence from each span, (C, P); not positive where it stands inside.
+    away = np.where(where < start[:, None], start[:, None] - where, where - end[:, None] + 1)
+    outside = away > 0
+    near = (np.where(outside, rarity[where] / np.maximum(away, 1), 0.0)).sum(axis=1)
+    inside = (~outside).sum(axis=1)
+    nearest = np.where(outside, away, 15).min(axis=1, initial=15)
+
+    edged = [".", *low, "."]
+
+    def before(test: Callable[[str], bool]) -> np.ndarray:
+        return np.array([test(token) for token in edged])[start]
+
+    def after(test: Callable[[str], bool]) -> np.ndarray:
+        return np.array([test(token) for token in edged])[end + 1]
+
+    def first(test: Callable[[str], bool]) -> np.ndarray:
+        return np.array([test(token) for token in low])[start]
+
+    def share(values) -> np.ndarray:
+        total = np.concatenate([[0.0], np.cumsum(values)])
+        return (total[end] - total[start]) / size
+
+    def content(token: str) -> bool:
+        return token[0].isalnum() and token not in STOPWORDS
+
+    number = np.array([is_number(token) for token in raw])
+    beside = np.concatenate([[False], hit, [False]])
+    counted = np.concatenate([wanted, [False]])
+    columns = [
+        *(np.full(len(spans), value, dtype=float) for value in place),
+        near,
+        near / max(rarity[where].sum(), 1e-9),
+        inside,
+        inside / size,
+        nearest,
+        beside[start],
+        beside[end + 1],
+        share(wanted) > 0,
+        counted[end],
+        np.full(len(spans), wanted.any()),
+        before(_STOPS.__contains__),
+        after(_STOPS.__contains__),
+        before(("a", "an", "the").__contains__),
+        before(_PLACE_WORDS.__contains__),
+        before(("of", "by", "with", "for").__contains__),
+        before(("is", "was", "were", "are", "be", "been").__contains__),
+        after(("of", "and").__contains__),
+        after(_PLACE_WORDS.__contains__),
+        after(("is", "was", "were", "had", "has", "are", "will", "would", "could").__contains__),
+        after(content),
+        before(content),
+        share([token == "," for token in low]) > 0,
+        start == 0,
+        share(rarity),
+        # What the span looks like.
+        share(number) > 0,
+        share([is_time(token) for token in raw]) > 0,
+        share([is_name(token) and i > 0 and token.lower() not in STOPWORDS for i, token in enumerate(raw)]),
+        share([token in STOPWORDS for token in low]),
+        first(_PLACE_WORDS.__contains__),
+        first(("because", "so", "since", "as").__contains__),
+        first(("to", "by", "for").__contains__),
+        size == 1,
+        size == 2,
+        (size == 3) | (size == 4),
+        size >= 6,
+        number[start],
+        size / MAX_SPAN,
+        first(("it", "they", "he", "she", "his", "her", "their").__contains__),
+    ]
+    return np.column_stack(columns).astype(float)
 
 
 def _focus(question: str) -> str:
@@ -390,31 +415,84 @@ def _focus(question: str) -> str:
     return "" if match is None or match.group(1) in STOPWORDS else stem(match.group(1))
 
 
-def _training_spans(train: Sequence[Passage], idf: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Features and token F1 of all candidate spans of all questions of `train`, (C, F) and (C,)."""
-    features, target = [], []
+@lru_cache(maxsize=1)  # three systems learn from the same passages, one after the other
+def _learn(train: tuple[Passage, ...]):
+    """What the learning systems share: rarity table, standardised features' scaler, and the two linear rankers.
+
+    Gives (idf, scaler, pointwise, listwise); the last two are weights (F,) on standardised features.
+    """
+    idf = inverse_document_frequency(passage.text for passage in train)
+    features, right, size = [], [], []
     for passage in train:
         for question in passage.questions:
             texts, rows = span_features(question.question, passage.text, idf)
             features.append(rows)
-            target.append([token_f1(text, question.answers) for text in texts])
-    return np.concatenate(features), np.concatenate(target)
+            right.append(np.array([token_f1(text, question.answers) for text in texts]) > 0.99)
+            size.append(len(texts))
+    scaler = StandardScaler().fit(np.concatenate(features))
+    rows, target = scaler.transform(np.concatenate(features)), np.concatenate(right)
+    pointwise = LogisticRegression(C=0.01, solver="newton-cholesky", tol=1e-8).fit(rows, target)
+    return idf, scaler, pointwise.coef_[0], fit_listwise(rows, target, np.array(size), penalty=30.0)
 
 
-def _logistic(features: np.ndarray, target: np.ndarray):
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=1e-8, max_iter=2000))
-    model.fit(features, target > 0.75)
-    return model
+def fit_listwise(rows: np.ndarray, right: np.ndarray, size: np.ndarray, *, penalty: float) -> np.ndarray:
+    """Weights of a conditional logit: within each question, the chance of a span is softmax(rows @ weights).
+
+    Parameters
+    ----------
+    rows : (C, F) array
+        Standardised features of all spans, question after question.
+    right : (C,) bool array
+        Whether a span is an acceptable answer; a question without any teaches nothing.
+    size : (Q,) int array
+        Spans per question.
+    penalty : float
+        Half of it times the squared weights is added to the negative log-likelihood.
+
+    Returns
+    -------
+    (F,) array
+        Found by Newton's method, with the step halved while it does not help.
+    """
+    start = np.concatenate([[0], np.cumsum(size)[:-1]])
+    owner = np.repeat(np.arange(len(size)), size)
+    count = np.add.reduceat(right.astype(float), start)
+    target = right / np.maximum(count, 1)[owner]
+    taught = (count > 0)[owner]
+
+    def chances(weights):
+        value = rows @ weights
+        value = np.exp(value - np.maximum.reduceat(value, start)[owner])
+        return value / np.add.reduceat(value, start)[owner]
+
+    def loss(weights, chance):
+        return -float(target[right] @ np.log(chance[right])) + penalty / 2 * float(weights @ weights)
+
+    weights = np.zeros(rows.shape[1])
+    chance = chances(weights)
+    for _ in range(50):
+        share = chance * taught
+        centre = np.add.reduceat(share[:, None] * rows, start)
+        slope = rows.T @ (share - target) + penalty * weights
+        curve = (rows * share[:, None]).T @ rows - centre.T @ centre + penalty * np.eye(len(weights))
+        step = np.linalg.solve(curve, slope)
+        before, scale = loss(weights, chance), 1.0
+        while loss(weights - scale * step, chances(weights - scale * step)) > before and scale > 1e-6:
+            scale /= 2
+        weights = weights - scale * step
+        chance = chances(weights)
+        if np.abs(scale * step).max() < 1e-10:
+            break
+    return weights
 
 
 def fit_ranker(train: Sequence[Passage]) -> Answer:
     """The candidate span that a logistic regression, learned on other passages, holds most likely to be the answer."""
-    idf = inverse_document_frequency(passage.text for passage in train)
-    model = _logistic(*_training_spans(train, idf))
+    idf, scaler, weights, _ = _learn(tuple(train))
 
     def answer(question: str, text: str) -> str:
         texts, rows = span_features(question, text, idf)
-        return texts[_best(model.decision_function(rows))]
+        return texts[_best(scaler.transform(rows) @ weights)]
 
     return answer
 
@@ -425,29 +503,21 @@ def fit_ranker_sentence(train: Sequence[Passage]) -> Answer:
 
     def answer(question: str, text: str) -> str:
         chosen = span(question, text)
-        found = sentences(text)
-        holding = [sentence for sentence in found if chosen in sentence]
-        return holding[0]
+        return next(sentence for sentence in sentences(text) if chosen in sentence)
 
     return answer
 
 
 def fit_ensemble(train: Sequence[Passage]) -> Answer:
-    """Logistic regression and gradient boosting vote; the answer is the span with the highest expected token F1."""
-    idf = inverse_document_frequency(passage.text for passage in train)
-    features, target = _training_spans(train, idf)
-    linear = _logistic(features, target)
-    trees = HistGradientBoostingRegressor(
-        max_iter=150, learning_rate=0.06, max_leaf_nodes=12, min_samples_leaf=40, random_state=0
-    )
-    trees.fit(features, target)
+    """`ranker` and a conditional logit vote; the answer is the span with the highest expected token F1."""
+    idf, scaler, pointwise, listwise = _learn(tuple(train))
 
     def answer(question: str, text: str) -> str:
         texts, rows = span_features(question, text, idf)
-        votes = [_standard(linear.decision_function(rows)), _standard(trees.predict(rows))]
-        score = np.round(sum(votes), 9)
+        rows = scaler.transform(rows)
+        score = np.round(_standard(rows @ pointwise) + _standard(rows @ listwise), 9)
         top = np.argsort(-score, kind="stable")[:40]
-        belief = np.exp(score[top] - score[top].max())
+        belief = np.exp(2 * (score[top] - score[top].max()))
         expected = [sum(b * token_f1(texts[i], [texts[j]]) for b, j in zip(belief, top)) for i in top]
         return texts[top[_best(np.array(expected))]]
 

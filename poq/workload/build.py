@@ -12,17 +12,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits  # a hard dependency of scikit-learn
 from tqdm import tqdm
 
 from poq.workload.answerers import ANSWERERS
 from poq.workload.corpus import CORPUS, CorpusError, Passage, load_corpus
 from poq.workload.evaluators import (
     EVALUATORS,
-    TASKS,
     Context,
     Evaluator,
     MissingModelError,
@@ -93,18 +94,16 @@ def write_outputs(passages: Sequence[Passage], *, repeats: int = REPEATS, progre
         seconds, truth and truth_alt in [0, 10], split, passage (its id).
     """
     fold, split = fold_passages(passages), split_passages(passages)
+    systems = [("qa", *pair) for pair in ANSWERERS.items()] + [("summarisation", *pair) for pair in SUMMARISERS.items()]
+    jobs = [(number, *system) for number in range(FOLDS) for system in systems]
     rows = []
-    jobs = [("qa", *pair) for pair in ANSWERERS.items()] + [("summarisation", *pair) for pair in SUMMARISERS.items()]
-    for task, name, fit in tqdm(jobs, desc="systems", unit="system", disable=not progress):
-        for number in range(FOLDS):
-            here = [passage for passage in passages if fold[passage.id] == number]
-            system = fit([passage for passage in passages if fold[passage.id] != number])
-            for passage in here:
-                for item, prompt, reference, grade in _items(task, passage):
-                    text, latency = _timed(lambda: system(prompt, passage.text), repeats)  # noqa: B023 (called at once)
-                    truth, truth_alt = grade(text)
-                    rows.append((task, item, name, prompt, text, reference, latency, truth, truth_alt,
-                                 split[passage.id], passage.id))  # fmt: skip
+    for number, task, name, fit in tqdm(jobs, desc="systems", unit="fit", disable=not progress):
+        system = fit([passage for passage in passages if fold[passage.id] != number])
+        for passage in (passage for passage in passages if fold[passage.id] == number):
+            for item, prompt, reference, grade in _items(task, passage):
+                text, latency = _timed(partial(system, prompt, passage.text), repeats)
+                row = (task, item, name, prompt, text, reference, latency, *grade(text), split[passage.id], passage.id)
+                rows.append(row)
     columns = [*KEYS, "question", "output", "reference", "latency", "truth", "truth_alt", "split", "passage"]
     return pd.DataFrame(rows, columns=columns).sort_values(KEYS, ignore_index=True)
 
@@ -135,13 +134,17 @@ def _items(task: str, passage: Passage):
 
 
 def _timed(call: Callable, repeats: int):
-    """The call's result and its median duration in seconds over `repeats` runs after the first."""
+    """The call's result and its median duration in seconds over `repeats` runs after the first.
+
+    The duration is processor time, which other work on the machine does not lengthen; on an idle machine it is the
+    wall-clock time of these single-threaded programs.
+    """
     result = call()
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return result, float(np.median(seconds)) if seconds else float("nan")
 
 
@@ -197,7 +200,7 @@ def score_outputs(
         seen = [outputs[place] if evaluator.reference_based else blind(outputs[place]) for place in mine]
         values = [score(output) for output in seen]
         sample = seen[:: max(len(seen) // TIMED_OUTPUTS, 1)]
-        cost = float(np.median([_timed(lambda: score(output), repeats)[1] for output in sample])) if repeats else np.nan  # noqa: B023
+        cost = np.median([_timed(partial(score, output), repeats)[1] for output in sample]) if sample else np.nan
         part = frame.loc[mine, KEYS].assign(evaluator=evaluator.name, score=values, cost=cost)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
@@ -284,7 +287,10 @@ def build(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Mapping[str, pd.DataFrame]:
-    """The three tables by file name. Without a bi-encoder its scores in `committed` are kept where texts are unchanged."""
+    """The three tables by file name.
+
+    Without a bi-encoder its scores in `committed` are kept where the texts that it reads are unchanged.
+    """
     cheap = [evaluator for evaluator in EVALUATORS if not evaluator.needs_model]
     heavy = [evaluator for evaluator in EVALUATORS if evaluator.needs_model]
     try:
@@ -294,17 +300,17 @@ def build(
         if biencoder is not None:
             raise
         reason = str(error)
-    frame = write_outputs(passages, repeats=repeats, progress=progress)
-    frame["digest"] = [digest(output) for output in as_outputs(frame, passages)]
     scored = cheap if reason else cheap + heavy
-    scores = score_outputs(frame, passages, scored, biencoder=biencoder, repeats=repeats, progress=progress)
+    with threadpool_limits(limits=1):  # one thread: the same sums and comparable latencies on every machine
+        frame = write_outputs(passages, repeats=repeats, progress=progress)
+        frame["digest"] = [digest(output) for output in as_outputs(frame, passages)]
+        scores = score_outputs(frame, passages, scored, biencoder=biencoder, repeats=repeats, progress=progress)
     if reason:
         kept = reuse_scores([evaluator.name for evaluator in heavy], frame, committed)
         scores = pd.concat([scores, kept], ignore_index=True) if len(kept) else scores
-        wanted = len(heavy) * len(frame)
-        say(
-            f"{reason}\n  kept {len(kept)} of {wanted} committed scores (text unchanged); {wanted - len(kept)} cells stay missing"
-        )
+        lost = len(heavy) * len(frame) - len(kept)
+        say(reason)
+        say(f"  kept {len(kept)} committed scores whose texts are unchanged; {lost} cells stay missing")
     outputs = frame[[*KEYS, "question", "output", "reference", "latency", "digest"]].copy()
     outputs["latency"] = [float(f"{value:.3g}") for value in outputs["latency"]]
     return {LOG: assemble(frame, scores), OUTPUTS: outputs, CARD: evaluator_card()}
@@ -329,11 +335,10 @@ def compare(new: pd.DataFrame, old: pd.DataFrame) -> list[str]:
         if len(wrong):
             first = wrong.iloc[0]
             where = ", ".join(map(str, first[keys]))
-            lines.append(
-                f"{len(wrong)} values of {column} differ; the first: {where}: {first[column]} against {first[f'{column}_old']}"
-            )
+            values = f"{first[column]} against {first[f'{column}_old']}"
+            lines.append(f"{len(wrong)} values of {column} differ; the first: {where}: {values}")
     for column in ("reference_based", "split"):
-        wrong = both[both[column].astype(str) != both[f"{column}_old"].astype(str)]
+        wrong = both[both[column] != both[f"{column}_old"]]
         if len(wrong):
             lines.append(f"{len(wrong)} values of {column} differ")
     return lines
@@ -359,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.out.mkdir(parents=True, exist_ok=True)
         committed = options.out if (options.out / LOG).exists() else DATA
         tables = build(
-            passages, committed=committed, biencoder=options.biencoder, repeats=1 if options.check else REPEATS
+            passages, committed=committed, biencoder=options.biencoder, repeats=0 if options.check else REPEATS
         )
     except (CorpusError, MissingModelError, OSError) as error:
         print(f"poq workload: {error}", file=sys.stderr)

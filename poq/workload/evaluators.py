@@ -11,14 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 from rapidfuzz import fuzz
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
-from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from poq.workload.answerers import fits_type, question_type
@@ -146,7 +146,7 @@ def fit_tfidf_ref(context: Context) -> Score:
     return score
 
 
-# Without a reference: against the prompt and the passage ----------------------------------------------------------------
+# Without a reference: against the prompt and the passage --------------------------------------------------------------
 
 
 def _cosine(idf: dict[str, float], left: str, right: str) -> float:
@@ -237,7 +237,7 @@ def fit_detail_coverage(context: Context) -> Score:
 
     def details(text: str) -> set[str]:
         marks = [token for sentence in sentences(text) for token, _, _ in tokens(sentence)[1:]]
-        return {mark.lower() for mark in marks if mark[0].isupper() and len(mark) > 1 or mark[0].isdigit()}
+        return {mark.lower() for mark in marks if (mark[0].isupper() and len(mark) > 1) or mark[0].isdigit()}
 
     def score(output: Output) -> float:
         wanted = details(output.passage)
@@ -319,7 +319,7 @@ def fit_char_lm(context: Context) -> Score:
     """Mean log-probability per character under a character trigram model of all passages but the output's own."""
     alphabet = 64
 
-    @lru_cache(maxsize=None)
+    @cache
     def counts(text: str) -> tuple[Counter, Counter]:
         flat = "  " + " ".join(text.lower().split())
         return Counter(flat[i : i + 3] for i in range(len(flat) - 2)), Counter(
@@ -363,15 +363,13 @@ def _fit_judge(context: Context, truth: Sequence[float]) -> Score:
     if not context.training:
         raise ValueError("a learned judge needs outputs of the training split")
     features = judge_features(context, context.training[0].task)
-    model = GradientBoostingRegressor(
-        n_estimators=150, learning_rate=0.05, max_depth=3, min_samples_leaf=10, subsample=0.7, random_state=0
-    )
+    model = RandomForestRegressor(200, min_samples_leaf=8, max_features=0.4, random_state=0)
     model.fit(np.array([features(blind(output)) for output in context.training]), np.array(truth))
     return lambda output: float(model.predict(np.array([features(output)]))[0])
 
 
 def fit_judge(context: Context) -> Score:
-    """Gradient boosting on the cheap reference-free scores, taught with token F1 of the training split."""
+    """A random forest on the cheap reference-free scores, taught with token F1 of the training split."""
     return _fit_judge(context, context.truth)
 
 

@@ -8,6 +8,7 @@ words) and `compress` (sentences with asides cut out).
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
@@ -123,7 +124,9 @@ def fit_lsa(train: Sequence[Passage]) -> Summarise:
     def summarise(title: str, text: str) -> str:
         found = sentences(text)
         rows = tfidf(found)
-        topics = TruncatedSVD(min(3, len(found) - 1), algorithm="arpack", random_state=0).fit_transform(rows)
+        if min(rows.shape) < 2:
+            return take(found, range(len(found)))  # one sentence, or one word: there is nothing to choose
+        topics = TruncatedSVD(min(3, min(rows.shape) - 1), algorithm="arpack", random_state=0).fit_transform(rows)
         return take(found, descending(np.sqrt((topics**2).sum(axis=1))))
 
     return summarise
@@ -180,7 +183,8 @@ def sentence_features(title: str, found: Sequence[str], idf: Mapping[str, float]
     return np.array(features, dtype=float)
 
 
-def _learn(train: Sequence[Passage]):
+@lru_cache(maxsize=1)  # three systems learn from the same passages, one after the other
+def _learn(train: tuple[Passage, ...]):
     """Ridge regression of a sentence's recall of the reference summary on its features, and the rarity table."""
     idf = inverse_document_frequency(passage.text for passage in train)
     features, target = [], []
@@ -199,7 +203,7 @@ def _recall(sentence: str, summary: str) -> float:
 
 def fit_ranker(train: Sequence[Passage]) -> Summarise:
     """Sentences by the gain that a ridge regression, learned on other passages, expects, less what repeats."""
-    model, idf = _learn(train)
+    model, idf = _learn(tuple(train))
 
     def summarise(title: str, text: str) -> str:
         found = sentences(text)
@@ -226,13 +230,15 @@ def _greedy(found: Sequence[str], gain: np.ndarray, budget: int = BUDGET) -> lis
     return order or [int(np.argmax(np.round(gain, 9)))]
 
 
+# A stretch up to the next punctuation mark, and that mark if it is a comma; a point inside a number is no mark.
+_STRETCH = r"(?:[^,.;:]|[.,:](?=\d))*(?:,(?!\d)|(?=[.;:](?!\d)))"
 _ASIDES = (
     r"\s*\([^)]*\)",
-    r",\s*(?:which|who|where|whose)\b[^,.;:]*(?=[,.;:])",
+    rf",\s*(?:which|who|where|whose|for example|such as|said|says|he said|she said)\b{_STRETCH}",
     r"\b(?:However|Meanwhile|Moreover|In fact|Of course|Still|Also|Indeed|At first),\s*",
-    r"[:;][^.]*(?=\.)",
-    r",\s*(?:for example|such as|said|says|he said|she said)\b[^,.;:]*(?=[,.;:])",
 )
+# What follows a colon or semicolon; not behind the name of a speaker, so four words must stand before it.
+_TAIL = r"^((?:\S+\s+){3,}\S+?)[:;]\s(?:[^.]|\.(?=\d))*(?=\.(?!\d))"
 
 
 def compress_sentence(sentence: str) -> str:
@@ -242,13 +248,13 @@ def compress_sentence(sentence: str) -> str:
     short = sentence
     for pattern in _ASIDES:
         short = re.sub(pattern, "", short)
-    short = re.sub(r",\s*([.,;:])", r"\1", short).strip()
+    short = re.sub(_TAIL, r"\1", short).strip()
     return short[:1].upper() + short[1:] if len(short.split()) >= 5 else sentence
 
 
 def fit_compress(train: Sequence[Passage]) -> Summarise:
     """As `ranker`, but asides are cut out of the sentences first, so that more of them fit."""
-    model, idf = _learn(train)
+    model, idf = _learn(tuple(train))
 
     def summarise(title: str, text: str) -> str:
         found = sentences(text)
@@ -260,8 +266,8 @@ def fit_compress(train: Sequence[Passage]) -> Summarise:
 
 
 def fit_search(train: Sequence[Passage]) -> Summarise:
-    """Local search over sets of sentences for the best mix of learned gain, likeness to the passage and little repetition."""
-    model, idf = _learn(train)
+    """Local search over sets of sentences: learned gain, likeness to the passage, little repetition."""
+    model, idf = _learn(tuple(train))
 
     def summarise(title: str, text: str) -> str:
         found = sentences(text)

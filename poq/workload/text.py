@@ -15,13 +15,19 @@ _TOKEN = re.compile(r"[£$€]?[A-Za-z0-9]+(?:[-'.,:][A-Za-z0-9]+)*%?|[^\sA-Za-z
 _SENTENCE_END = re.compile(r"[.!?]['\")]*\s+(?=['\"(]?[A-Z0-9])")
 _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|No|Mt|vs|approx)|\b[A-Z])\.['\")]*\s+$")
 
-STOPWORDS = frozenset(
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a word list."""
+    return frozenset(text.split())
+
+
+STOPWORDS = word_set(
     """a about above after again against all also an and any are as at be because been before being below between both
     but by can cannot could did do does doing down during each even every few for from further had has have having he
     her here hers herself him himself his how i if in into is it its itself just may me might more most much must my
     no nor not now of off on once only or other our out over own same shall she should so some such than that the
     their them then there these they this those through to too under until up upon us very was we were what when where
-    which while who whom whose why will with would you your""".split()
+    which while who whom whose why will with would you your"""
 )
 
 
