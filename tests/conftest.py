@@ -68,7 +68,8 @@ def site(fast_book):
     server.shutdown()
 
 
-@pytest.fixture(scope="session")
+# One browser per test file: while it is open, its event loop runs in this thread, where others need theirs.
+@pytest.fixture(scope="module")
 def browser():
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
