@@ -521,7 +521,10 @@ def small(tmp_path_factory, passages):
     (folder / "corpus").mkdir()
     for passage in [passage for passage in passages if passage.genre == "science"][:6]:
         shutil.copy(CORPUS / f"{passage.id}.toml", folder / "corpus")
-    assert build.main(["--corpus", str(folder / "corpus"), "--out", str(folder / "data")]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # times do not matter here
+        patch.setattr(build, "REPEATS", 1)
+        patch.setattr(build, "TIMED_OUTPUTS", 3)
+        assert build.main(["--corpus", str(folder / "corpus"), "--out", str(folder / "data")]) == 0
     return folder
 
 
