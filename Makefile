@@ -1,9 +1,9 @@
 # The project's commands. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup book chapter test test-models lab workload bench clean
+.PHONY: help setup book chapter sweep study test test-models lab workload bench clean
 
 # PYTHON, PROFILE, CHAPTER and PARAMS reach the recipes through the environment, so that quotes in them survive.
-export PYTHON PROFILE CHAPTER PARAMS
+export PYTHON PROFILE CHAPTER PARAMS NAME FILE
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,12 @@ book: setup  ## execute and render the book; only what changed is executed (PROF
 chapter: setup  ## run one chapter with other parameters: CHAPTER=<name> PARAMS="n_rounds=20000 committee=7"
 	@.venv/bin/python book/build.py chapter --profile "$${PROFILE:-full}" -- "$$CHAPTER" "$$PARAMS"
 
+sweep: setup  ## run one chapter over the parameter sets of a file: FILE=book/sweeps/example.toml
+	@.venv/bin/python book/sweep.py --profile "$${PROFILE:-full}" -- "$$FILE"
+
+study: setup  ## begin a notebook of your own in book/studies: NAME=my-network
+	@.venv/bin/poq study -- "$$NAME"
+
 test: setup  ## lint, build and check a fast book, run the tests
 	@.venv/bin/python -m tests
 
@@ -24,7 +30,7 @@ test-models: setup  ## run the tests that need neural models, in .venv-models (s
 	@sh tests/models/run.sh
 
 lab: setup  ## open the notebooks in JupyterLab
-	@cd book/chapters && exec ../../.venv/bin/jupyter-lab $$(test "$$(id -u)" -ne 0 || echo --allow-root)
+	@cd book && exec ../.venv/bin/jupyter-lab $$(test "$$(id -u)" -ne 0 || echo --allow-root)
 
 workload: setup  ## make the shipped score log again: real text, systems and evaluators
 	@.venv/bin/poq workload

@@ -40,11 +40,12 @@ if str(ROOT) not in sys.path:
 from book.check import check_html  # noqa: E402
 from book.execute import descendants, end  # noqa: E402
 from poq.chapters import (  # noqa: E402
+    TEMPLATE,
     ParameterError,
     check_parameters,
     check_together,
     find_chapter,
-    list_chapters,
+    list_notebooks,
     parse_assignments,
     read_parameters,
 )
@@ -64,8 +65,21 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """One chapter to execute: its notebook, the values given to it, all its values, and the key of its content."""
+    """One execution of one chapter or study.
 
+    Attributes
+    ----------
+    label : str
+        How messages and files of this execution call it: the stem, or in a sweep the stem and the number of the run.
+    stem, source : str, Path
+        The notebook.
+    given, values : dict
+        Values given to it, and the values of all its parameters.
+    profile, key : str
+        "full" or "fast"; the key of everything that the result depends on.
+    """
+
+    label: str
     stem: str
     source: Path
     given: dict[str, Any]
@@ -88,16 +102,15 @@ def build_book(*, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> 
     target = (out if profile == "full" else out / profile) / "html"
     with _lock(out / f".lock-{profile}"), _stage(book) as stage:
         _finish_swap(target)
-        jobs = plan(book, profile, {stem: {} for stem in list_chapters(book)})
+        jobs = plan(book, profile, {stem: {} for stem in list_notebooks(book)})
         entries = execute(jobs, stage, out)
         for job in jobs:
-            _unpack(entries[job.stem], job.stem, stage)
+            _unpack(entries[job.stem], job, stage)
         runs = [_read_json(entries[job.stem] / "run.json") for job in jobs]
         status = {"profile": profile, **code_state(), "versions": versions(), "chapters": runs}
         write_status(stage, status)
         html = render(stage, out, banner=FAST_BANNER if profile == "fast" else "")
-        if (stage / "chapters" / "results").is_dir():
-            shutil.copytree(stage / "chapters" / "results", html / "results")
+        _copy_results(stage, html)
         (html / "status.json").write_text(json.dumps(status, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _refuse(check_html(html, toc_pages(stage)))
         _swap(html, target)
@@ -105,7 +118,7 @@ def build_book(*, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> 
 
 
 def build_chapter(stem: str, text: str = "", *, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> Path:
-    """Run one chapter with parameters such as ``"n_rounds=20000 committee=7"``; return its page.
+    """Run one chapter or study with parameters such as ``"n_rounds=20000 committee=7"``; return its page.
 
     The page stands in a folder of its own, named after the parameters. The book is not touched.
     """
@@ -115,33 +128,52 @@ def build_chapter(stem: str, text: str = "", *, book: Path = BOOK, out: Path = O
     if isinstance(given.get("log"), str):
         given["log"] = str(Path(given["log"]).expanduser().resolve())
     [job] = plan(book, profile, {stem: given})
-    target = out / "chapters" / stem / _slug(given, profile)
     with _stage(book) as stage:
-        for other in list_chapters(stage).values():
-            if other.stem != stem:
-                other.unlink()
         entries = execute([job], stage, out)
-        _unpack(entries[stem], stem, stage)
-        _alone(stage, stem)
+    return render_alone(job, given, entries[stem], book=book, out=out)
+
+
+def alone_folder(out: Path, job: Job, given: dict[str, Any]) -> Path:
+    """Where the pages of one chapter on its own stand."""
+    return out / "chapters" / job.stem / _slug(given, job.profile)
+
+
+def render_alone(job: Job, given: dict[str, Any], entry: Path, *, book: Path, out: Path) -> Path:
+    """Render one executed chapter on its own and return its page.
+
+    Parameters
+    ----------
+    job, entry : Job, Path
+        The execution and its folder in the cache.
+    given : dict
+        The values that a reader gave, which name the folder and stand at the top of the page.
+    book, out : Path
+        As in :func:`build_chapter`.
+    """
+    folder, target = job.source.parent.name, alone_folder(out, job, given)
+    with _stage(book) as stage:
+        for other in list_notebooks(stage).values():
+            if other.stem != job.stem:
+                other.unlink()
+        _unpack(entry, job, stage)
+        _alone(stage, folder, job.stem)
         words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "its own parameters"
-        banner = f"One chapter on its own, with {words}." + (f" {FAST_BANNER}" if profile == "fast" else "")
-        html = render(stage, out, banner=banner, strict=False)
-        results = stage / "chapters" / "results"
-        if results.is_dir():
-            shutil.copytree(results, html / "results")
-        shutil.copy(entries[stem] / "run.json", html / "run.json")
-        _refuse(check_html(html, [f"chapters/{stem}"], links=False))
+        fast = f" {FAST_BANNER}" if job.profile == "fast" else ""
+        html = render(stage, out, banner=f"One chapter on its own, with {words}.{fast}", strict=False)
+        _copy_results(stage, html)
+        shutil.copy(entry / "run.json", html / "run.json")
+        _refuse(check_html(html, [f"{folder}/{job.stem}"], links=False))
         with _lock(out / ".lock-chapters", wait=True):
             _finish_swap(target)
             _swap(html, target)
-    return target / "chapters" / f"{stem}.html"
+    return target / folder / f"{job.stem}.html"
 
 
 # ------------------------------------------------------------------------------------------------ 2: plan, check
 
 
 def plan(book: Path, profile: str, given: dict[str, dict[str, Any]]) -> list[Job]:
-    """Check everything that can be checked before any work, and return one job per chapter.
+    """Check everything that can be checked before any work, and return one job per chapter or study.
 
     Parameters
     ----------
@@ -152,15 +184,21 @@ def plan(book: Path, profile: str, given: dict[str, dict[str, Any]]) -> list[Job
     given : dict
         Values by chapter, on top of the profile's.
     """
+    return plan_runs(book, profile, [(stem, stem, extra) for stem, extra in given.items()])
+
+
+def plan_runs(book: Path, profile: str, runs: list[tuple[str, str, dict[str, Any]]]) -> list[Job]:
+    """As :func:`plan`, for runs (label, stem, values) of which several may be of one chapter."""
     sizes = _profile_sizes(book, profile)
-    known = list_chapters(book)
+    known = list_notebooks(book)
     for stem in sizes["chapters"]:
         if stem not in known:
             raise BuildError(f"profiles.yml: {profile}: there is no chapter {stem!r}")
     common = _content_key([path for path in _code_files() if path.is_file()], ROOT)
+    data = _content_key(_files_below(book / "data"), book)
     logs: dict[Path, dict[str, int]] = {}
     jobs = []
-    for stem, extra in given.items():
+    for label, stem, extra in runs:
         source = find_chapter(stem, book)
         parameters = read_parameters(source)
         small = {name: value for name, value in sizes["all"].items() if name in parameters}
@@ -173,12 +211,11 @@ def plan(book: Path, profile: str, given: dict[str, dict[str, Any]]) -> list[Job
                 logs[log] = _evaluators_by_task(stem, log, values["log"])
             tasks = logs[log]
         check_together(stem, values, tasks, str(values.get("log")))
-        data = _content_key(_files_below(book / "data"), book)
         content = [common, _notebook_key(source), data, json.dumps(plain(wanted), sort_keys=True), profile]
         if values.get("log") is not None:
             content.append(file_hash(log))
         key = hashlib.sha256("\n".join(content).encode()).hexdigest()[:24]
-        jobs.append(Job(stem, source, wanted, values, profile, key))
+        jobs.append(Job(label, stem, source, wanted, values, profile, key))
     return jobs
 
 
@@ -230,12 +267,12 @@ def _content_key(files: list[Path], root: Path) -> str:
 
 
 def execute(jobs: list[Job], stage: Path, out: Path) -> dict[str, Path]:
-    """Execute the jobs that are not in the cache, and return the cache folder of every chapter.
+    """Execute the jobs that are not in the cache, and return the cache folder of each by its label.
 
     A chapter that fails is named at once; the others still finish and are kept for the next time.
     """
-    entries = {job.stem: _entry(out, job) for job in jobs}
-    waiting = [job for job in jobs if not (entries[job.stem] / "run.json").is_file()]
+    entries = {job.label: _entry(out, job) for job in jobs}
+    waiting = [job for job in jobs if not (entries[job.label] / "run.json").is_file()]
     if not waiting:
         return entries
     (out / "logs").mkdir(parents=True, exist_ok=True)
@@ -246,17 +283,18 @@ def execute(jobs: list[Job], stage: Path, out: Path) -> dict[str, Path]:
             while waiting or running:
                 while waiting and len(running) < WORKERS:
                     job = waiting.pop(0)
-                    running[job.stem] = (job, _launch(job, stage, Path(folder), out), time.monotonic())
+                    running[job.label] = (job, _launch(job, stage, Path(folder), out), time.monotonic())
                 show(list(running))
-                for stem, (job, process, begun) in list(running.items()):
+                for label, (job, process, begun) in list(running.items()):
                     if process.poll() is None:
                         continue
-                    del running[stem]
+                    del running[label]
                     seconds = time.monotonic() - begun
                     fault = _collect(job, process, Path(folder), out, seconds)
-                    advance(f"{stem}: {fault}" if fault else f"{stem}: done in {seconds:.1f} s")
+                    _prune(entries[label].parent, keep=list(entries.values()))
+                    advance(f"{label}: {fault}" if fault else f"{label}: done in {seconds:.1f} s")
                     if fault:
-                        failed.append(f"chapter {stem} failed: {fault} (see {_shown(out / 'logs' / f'{stem}.log')})")
+                        failed.append(f"chapter {label} failed: {fault} (see {_shown(out / 'logs' / f'{label}.log')})")
                 time.sleep(0.1)
         finally:
             _stop([process for _, process, _ in running.values()])
@@ -270,7 +308,7 @@ def _entry(out: Path, job: Job) -> Path:
 
 def _launch(job: Job, stage: Path, folder: Path, out: Path) -> subprocess.Popen:
     """Start one chapter in a process group of its own, so that Ctrl-C reaches it only through us."""
-    work = folder / job.stem
+    work = folder / job.label
     work.mkdir()
     (work / "parameters.json").write_text(json.dumps(plain(job.given)), encoding="utf-8")
     keep = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTHONWARNINGS")}
@@ -294,10 +332,10 @@ def _launch(job: Job, stage: Path, folder: Path, out: Path) -> subprocess.Popen:
     for name in ("ipython", "matplotlib"):
         (home / name).mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(BOOK / "execute.py"), str(job.source), str(work / "notebook.ipynb")]
-    with open(out / "logs" / f"{job.stem}.log", "w", encoding="utf-8") as log:
+    with open(out / "logs" / f"{job.label}.log", "w", encoding="utf-8") as log:
         return subprocess.Popen(
             [*command, str(work / "parameters.json")],
-            cwd=stage / "chapters",
+            cwd=stage / job.source.parent.name,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=open(work / "stdout", "wb"),
@@ -308,7 +346,7 @@ def _launch(job: Job, stage: Path, folder: Path, out: Path) -> subprocess.Popen:
 
 def _collect(job: Job, process: subprocess.Popen, folder: Path, out: Path, seconds: float) -> str | None:
     """Move a finished chapter into the cache in one step; return what went wrong, or None."""
-    work = folder / job.stem
+    work = folder / job.label
     if process.returncode != 0 or not (work / "notebook.ipynb").is_file():
         lines = (work / "stdout").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         try:
@@ -338,7 +376,6 @@ def _collect(job: Job, process: subprocess.Popen, folder: Path, out: Path, secon
     entry = _entry(out, job)
     shutil.rmtree(entry, ignore_errors=True)
     part.rename(entry)
-    _prune(entry.parent)
     return None
 
 
@@ -353,10 +390,14 @@ def _record_fault(job: Job, results: Path) -> str | None:
     return None
 
 
-def _prune(folder: Path) -> None:
+def _prune(folder: Path, *, keep: list[Path]) -> None:
+    """Drop the oldest executions of one chapter, but none of ``keep``: a long sweep needs all of its own."""
+    if not folder.is_dir():
+        return
     entries = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in entries[KEPT_PER_CHAPTER:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old not in keep:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:
@@ -420,21 +461,44 @@ def _stage(book: Path) -> Iterator[Path]:
         stage = Path(folder).resolve() / "book"
         skipped = shutil.ignore_patterns("_build", "__pycache__", ".ipynb_checkpoints", "results", "*.py[co]")
         shutil.copytree(book, stage, ignore=skipped)
+        (stage / "studies" / f"{TEMPLATE}.ipynb").unlink(missing_ok=True)
+        _drop_empty_parts(stage)
         yield stage
 
 
-def _unpack(entry: Path, stem: str, stage: Path) -> None:
-    shutil.copy(entry / "notebook.ipynb", stage / "chapters" / f"{stem}.ipynb")
+def _drop_empty_parts(stage: Path) -> None:
+    """Leave a part whose patterns find nothing out of the table of contents, such as that of the studies."""
+    path = stage / "_toc.yml"
+    toc = yaml.safe_load(path.read_text(encoding="utf-8"))
+
+    def has_pages(part: dict) -> bool:
+        return any("glob" not in entry or any(stage.glob(entry["glob"])) for entry in part["chapters"])
+
+    if "parts" in toc:
+        toc["parts"] = [part for part in toc["parts"] if has_pages(part)]
+        path.write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
+
+
+def _unpack(entry: Path, job: Job, stage: Path) -> None:
+    folder = stage / job.source.parent.name
+    shutil.copy(entry / "notebook.ipynb", folder / f"{job.stem}.ipynb")
     if (entry / "results").is_dir():
-        shutil.copytree(entry / "results", stage / "chapters" / "results" / stem)
+        shutil.copytree(entry / "results", folder / "results" / job.stem)
 
 
-def _alone(stage: Path, stem: str) -> None:
+def _copy_results(stage: Path, html: Path) -> None:
+    """Put the tables of all executed notebooks beside the pages."""
+    for folder in ("chapters", "studies"):
+        if (stage / folder / "results").is_dir():
+            shutil.copytree(stage / folder / "results", html / "results", dirs_exist_ok=True)
+
+
+def _alone(stage: Path, folder: str, stem: str) -> None:
     """Reduce the stage to one chapter and the pages it leans on."""
     kept = [page for page in ("notation", "bibliography") if (stage / f"{page}.md").is_file()]
-    toc = {"format": "jb-book", "root": f"chapters/{stem}", "chapters": [{"file": page} for page in kept]}
+    toc = {"format": "jb-book", "root": f"{folder}/{stem}", "chapters": [{"file": page} for page in kept]}
     (stage / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
-    notebook = stage / "chapters" / f"{stem}.ipynb"
+    notebook = stage / folder / f"{stem}.ipynb"
     content = _read_json(notebook)
     for cell in content["cells"]:
         if cell["cell_type"] == "markdown":
@@ -517,7 +581,8 @@ def toc_pages(stage: Path) -> list[str]:
         if "file" in part:
             pages.append(part["file"])
         if "glob" in part:
-            pages += [path.relative_to(stage).as_posix() for path in sorted(stage.glob(part["glob"])) if path.is_file()]
+            found = (path.relative_to(stage) for path in sorted(stage.glob(part["glob"])) if path.is_file())
+            pages += [path.as_posix() for path in found if path != Path("studies", f"{TEMPLATE}.ipynb")]
     return sorted({page.removesuffix(".md").removesuffix(".ipynb") for page in pages})
 
 
@@ -541,8 +606,9 @@ def write_status(stage: Path, status: dict[str, Any]) -> None:
         short = (run["commit"] or "unknown")[:10] + ("+" if run["dirty"] else "")
         seed = run["parameters"].get("seed", "-")
         stem = run["chapter"]
+        folder = "chapters" if (stage / "chapters" / f"{stem}.ipynb").is_file() else "studies"
         lines.append(
-            f"| [{stem}](chapters/{stem}.ipynb) | {seed} | {run['seconds']:.1f} | {run['finished'][:16]} | {short} |"
+            f"| [{stem}]({folder}/{stem}.ipynb) | {seed} | {run['seconds']:.1f} | {run['finished'][:16]} | {short} |"
         )
     lines += ["", "A + marks a commit with uncommitted changes.", "", "## Parameters of each chapter", ""]
     for run in status["chapters"]:

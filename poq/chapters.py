@@ -1,7 +1,8 @@
-"""Chapters and their parameters: read them from the notebooks, check values before anything runs.
+"""Chapters, studies and their parameters: read them from the notebooks, check values before anything runs.
 
-A chapter is a notebook ``NN_noun.ipynb`` with one code cell tagged ``parameters``. That cell holds literals only, one
-assignment per line; the annotation gives the type and the trailing comment the meaning::
+A chapter is a notebook ``chapters/NN_noun.ipynb``; a study, ``studies/my-network.ipynb``, is a reader's own. Each has
+one code cell tagged ``parameters``. That cell holds literals only, one assignment per line; the annotation gives the
+type and the trailing comment the meaning::
 
     n_rounds: int = 5000  # rounds per trial
     tasks: list[str] | None = None  # tasks to show; None means all of them
@@ -14,6 +15,7 @@ import difflib
 import io
 import json
 import math
+import os
 import re
 import tokenize
 from collections.abc import Mapping
@@ -22,6 +24,10 @@ from pathlib import Path
 from typing import Any
 
 STEM = re.compile(r"\d\d_[a-z0-9_]+")
+# A study begins with a letter, so that it never bears a chapter's name; capitals would meet on some file systems.
+STUDY = re.compile(r"[a-z][a-z0-9_-]*")
+TEMPLATE = "template"  # the stem of the notebook that new studies are copied from; itself no study
+LONGEST = 60  # letters of a study's name, which becomes part of file names
 BOOK = Path(__file__).resolve().parent.parent / "book"
 _SCALARS = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -69,12 +75,59 @@ def list_chapters(book: Path = BOOK) -> dict[str, Path]:
     return {path.stem: path for path in sorted((book / "chapters").glob("*.ipynb")) if STEM.fullmatch(path.stem)}
 
 
+def list_studies(book: Path = BOOK) -> dict[str, Path]:
+    """Readers' studies by file stem, in alphabetical order. The template is none."""
+    found = sorted((book / "studies").glob("*.ipynb"))
+    return {path.stem: path for path in found if STUDY.fullmatch(path.stem) and path.stem != TEMPLATE}
+
+
+def list_notebooks(book: Path = BOOK) -> dict[str, Path]:
+    """Everything that the book executes: its chapters, then the studies."""
+    return {**list_chapters(book), **list_studies(book)}
+
+
 def find_chapter(stem: str, book: Path = BOOK) -> Path:
-    """Path of a chapter; an unknown one is a :class:`ParameterError` that suggests the nearest name."""
-    chapters = list_chapters(book)
-    if stem not in chapters:
-        raise ParameterError(f"unknown chapter {stem!r}{_suggest(stem, chapters)}")
-    return chapters[stem]
+    """Path of a chapter or study; an unknown one is a :class:`ParameterError` that suggests the nearest name."""
+    notebooks = list_notebooks(book)
+    if stem not in notebooks:
+        raise ParameterError(f"unknown chapter {stem!r}{_suggest(stem, notebooks)}")
+    return notebooks[stem]
+
+
+def create_study(name: str, book: Path = BOOK) -> Path:
+    """Make ``studies/<name>.ipynb`` from the template and return its path.
+
+    The name stands wherever the template says the word "template": in its title, labels, names and links.
+
+    Raises
+    ------
+    ParameterError
+        For a name that cannot be used, a file that is there already, or a missing template. Nothing is overwritten.
+    """
+    if not name:
+        raise ParameterError("a study needs a name, as in: make study NAME=my-network")
+    if not STUDY.fullmatch(name) or len(name) > LONGEST:
+        raise ParameterError(
+            f"study {name!r}: a name begins with a lower-case letter and holds only a-z, 0-9, - and _, "
+            f"at most {LONGEST} of them"
+        )
+    if name == TEMPLATE:
+        raise ParameterError(f"study {name!r}: this is the name of the template itself")
+    source = book / "studies" / f"{TEMPLATE}.ipynb"
+    target = source.with_name(f"{name}.ipynb")
+    try:
+        text = source.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ParameterError(f"{source}: the template cannot be read ({error.strerror})") from None
+    try:
+        # "x" never opens a file that exists, nor a link to one.
+        with open(target, "x", encoding="utf-8") as handle:
+            handle.write(text.replace(TEMPLATE, name))
+    except FileExistsError:
+        raise ParameterError(f"{_shown(target)} is there already; nothing was changed") from None
+    except OSError as error:
+        raise ParameterError(f"{_shown(target)} cannot be written ({error.strerror})") from None
+    return target
 
 
 def read_parameters(path: Path) -> dict[str, Parameter]:
@@ -347,6 +400,12 @@ def _known(field: str) -> list[str]:
     from poq.trust import TRUST_RULES
 
     return [*AGGREGATORS, *TRUST_RULES]
+
+
+def _shown(path: Path) -> str:
+    """A path as the caller would type it."""
+    near = os.path.relpath(path)
+    return str(path) if near.startswith("..") else near
 
 
 def _as_list(value: Any) -> list:

@@ -1,4 +1,4 @@
-"""The command ``poq``: check or import a score log, list the chapters, make or collect a score log."""
+"""The command ``poq``: check, import, make or collect a score log, list the chapters, begin a study."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import warnings
 
 from poq import importing
-from poq.chapters import ParameterError, find_chapter, list_chapters, read_parameters
+from poq.chapters import ParameterError, create_study, find_chapter, list_notebooks, read_parameters
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,8 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("log", metavar="LOG", help="a file that ends in .csv, .csv.gz or .parquet")
     bring = commands.add_parser("import", help="turn another table into a score log")
     importing.add_arguments(bring)
-    chapters = commands.add_parser("chapters", help="list the chapters with their parameters")
-    chapters.add_argument("chapter", nargs="?", metavar="CHAPTER", help="only this chapter")
+    chapters = commands.add_parser("chapters", help="list the chapters and studies with their parameters")
+    chapters.add_argument("chapter", nargs="?", metavar="CHAPTER", help="only this one")
+    study = commands.add_parser("study", help="begin a study of your own in book/studies")
+    study.add_argument("name", metavar="NAME", help="such as my-network")
     commands.add_parser("workload", help="make the shipped score log again", add_help=False)
     commands.add_parser("collect", help="collect a score log from a live network", add_help=False)
     options, rest = parser.parse_known_args(arguments)
@@ -34,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
             return import_table(options)
         if options.command == "chapters":
             return show_chapters(options.chapter)
+        if options.command == "study":
+            return make_study(options.name)
         if options.command == "collect":
             from poq.workload.collect import main as collect  # late: it needs the extra `workload`
 
@@ -141,9 +145,9 @@ def _evaluator_table(rows, matrix) -> str:
 
 
 def show_chapters(chapter: str | None = None) -> int:
-    """Print every chapter with its parameters: name, type, default, meaning; they are read from the notebooks."""
+    """Print every chapter and study with its parameters: name, type, default, meaning, as the notebooks say."""
     try:
-        found = {chapter: find_chapter(chapter)} if chapter else list_chapters()
+        found = {chapter: find_chapter(chapter)} if chapter else list_notebooks()
         for stem, path in found.items():
             parameters = read_parameters(path).values()
             print(stem)
@@ -156,6 +160,17 @@ def show_chapters(chapter: str | None = None) -> int:
         return _refuse(error)
     if not found:
         print("there is no chapter", file=sys.stderr)
+    return 0
+
+
+def make_study(name: str) -> int:
+    """Begin a study from the template and say how to go on."""
+    try:
+        path = create_study(name)
+    except ParameterError as error:
+        return _refuse(error)
+    print(f"study: {path}")
+    print(f"open it: make lab; run it: make chapter CHAPTER={name}; it is in the book from the next make book on")
     return 0
 
 

@@ -93,7 +93,7 @@ def test_chapters_are_listed_from_the_notebooks(tmp_path, monkeypatch, capsys):
     cell = ("n_rounds: int = 5000  # rounds per trial\ntasks: list[str] | None = None", {"tags": ["parameters"]})
     write_notebook(tmp_path / "chapters" / "01_x.ipynb", [cell])
     write_notebook(tmp_path / "chapters" / "02_y.ipynb", [cell])
-    for name in ("list_chapters", "find_chapter"):
+    for name in ("list_notebooks", "find_chapter"):
         function = getattr(chapters, name)
         monkeypatch.setattr(cli, name, lambda *rest, function=function: function(*rest, tmp_path))
     assert cli.main(["chapters"]) == 0
