@@ -125,7 +125,7 @@ def save_table(
 def glue(name: str, value: Any) -> None:
     """Store a number or a text under a name, for ``{glue:text}`` in the prose. Shows nothing in the notebook.
 
-    A numpy number becomes a plain one, so that ``{glue:text}`name:.2f` `` can format it.
+    A numpy number becomes a plain one, so that the prose can format it, as with ``name:.2f``.
     """
     from IPython.display import display
 
