@@ -1,6 +1,6 @@
 # The project's commands. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup book chapter sweep study test test-models lab workload bench clean
+.PHONY: help setup book pdf chapter sweep study test test-models lab workload bench clean
 
 # PYTHON, PROFILE, CHAPTER and PARAMS reach the recipes through the environment, so that quotes in them survive.
 export PYTHON PROFILE CHAPTER PARAMS NAME FILE
@@ -13,6 +13,9 @@ setup:  ## make .venv from requirements.lock (PYTHON=python3.12 chooses the Pyth
 
 book: setup  ## execute and render the book; only what changed is executed (PROFILE=fast for small sizes)
 	@.venv/bin/python book/build.py book --profile "$${PROFILE:-full}"
+
+pdf: setup  ## print the book to one PDF with bookmarks; needs Chromium or Chrome, no LaTeX (PROFILE=fast)
+	@.venv/bin/python book/build.py pdf --profile "$${PROFILE:-full}"
 
 chapter: setup  ## run one chapter with other parameters: CHAPTER=<name> PARAMS="n_rounds=20000 committee=7"
 	@.venv/bin/python book/build.py chapter --profile "$${PROFILE:-full}" -- "$$CHAPTER" "$$PARAMS"

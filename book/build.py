@@ -1,7 +1,7 @@
 """Build the book: check, execute what changed, render, check the pages, and only then replace the last good book.
 
 ``python book/build.py book [--profile fast]`` builds the book; ``python book/build.py chapter STEM "n_rounds=20000"``
-runs one chapter with other parameters and renders it on its own. The Makefile calls both.
+runs one chapter with other parameters and renders it on its own; ``pdf`` prints the book. The Makefile calls them.
 
 The steps: (1) copy this folder to a stage; (2) check every parameter; (3) execute the chapters that changed, two at a
 time, each in a process of its own; (4) strip what differs from run to run; (5) put a chapter into the cache, and from
@@ -39,6 +39,7 @@ if str(ROOT) not in sys.path:
 
 from book.check import check_html  # noqa: E402
 from book.execute import descendants, end  # noqa: E402
+from book.pdf import PdfError, need_browser, print_book  # noqa: E402
 from poq.chapters import (  # noqa: E402
     TEMPLATE,
     ParameterError,
@@ -115,6 +116,15 @@ def build_book(*, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> 
         _refuse(check_html(html, toc_pages(stage)))
         _swap(html, target)
     return target / "intro.html"
+
+
+def build_pdf(*, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> Path:
+    """Build the book and print it to one PDF beside its pages; without a browser nothing is built."""
+    need_browser()
+    html = build_book(book=book, out=out, profile=profile).parent
+    print("printing", file=sys.stderr, flush=True)
+    with _lock(out / f".lock-{profile}"):
+        return print_book(html, html.parent / "proof-of-quality.pdf")
 
 
 def build_chapter(stem: str, text: str = "", *, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> Path:
@@ -210,7 +220,7 @@ def plan_runs(book: Path, profile: str, runs: list[tuple[str, str, dict[str, Any
             if log not in logs:
                 logs[log] = _evaluators_by_task(stem, log, values["log"])
             tasks = logs[log]
-        check_together(stem, values, tasks, str(values.get("log")))
+        check_together(label, values, tasks, str(values.get("log")))
         content = [common, _notebook_key(source), data, json.dumps(plain(wanted), sort_keys=True), profile]
         if values.get("log") is not None:
             content.append(file_hash(log))
@@ -690,7 +700,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (1 for a failed build, 2 for bad usage, 130 when interrupted)."""
     parser = argparse.ArgumentParser(prog="book/build.py", description="Build the book, or one chapter of it.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("book", "chapter"):
+    for name in ("book", "pdf", "chapter"):
         command = commands.add_parser(name)
         command.add_argument("--profile", default="full", help=f"one of: {', '.join(PROFILES)}")
         if name == "chapter":
@@ -702,9 +712,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "book":
             page = build_book(profile=options.profile)
+        elif options.command == "pdf":
+            page = build_pdf(profile=options.profile)
         else:
             page = build_chapter(options.stem, options.parameters, profile=options.profile)
-    except (BuildError, ParameterError) as error:
+    except (BuildError, ParameterError, PdfError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

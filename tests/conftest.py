@@ -16,16 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SWITCHES = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from book.pdf import BROWSERS, SWITCHES, find_browser  # noqa: E402
+
 PARAMETERS = """n_rounds: int = 5  # rounds per trial
 seed: int = 1  # root seed"""
 TINY_TOC = """format: jb-book
@@ -71,13 +63,13 @@ def site(fast_book):
 # One browser per test file: while it is open, its event loop runs in this thread, where others need theirs.
 @pytest.fixture(scope="module")
 def browser():
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    executable = find_browser()
     if executable is None:
         pytest.skip(f"none of these browsers is installed: {', '.join(BROWSERS)}")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=executable, args=SWITCHES)
+        browser = player.chromium.launch(executable_path=executable, args=list(SWITCHES))
         yield browser
         browser.close()
 

@@ -132,7 +132,7 @@ def test_make_lists_its_commands():
     assert done.returncode == 0
     listed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("make ")}
     tests = {"test", "test-models"}
-    assert listed == tests | {"help", "setup", "book", "chapter", "sweep", "study", "lab", "workload", "bench", "clean"}
+    assert listed == tests | {"help", "setup", "book", "pdf", "chapter", "sweep", "study", "lab", "workload", "bench", "clean"}
     assert all(len(line.split()) > 2 for line in done.stdout.splitlines() if line.startswith("make "))
 
 
