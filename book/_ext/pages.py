@@ -27,7 +27,7 @@ STREET = (
 )
 BESIDE = ("adversary", "offline", "theory", "association", "claims", "ledger", "plotting", "provenance")
 # What runs behind `simulate.run`, the command line and the pages: no name in there is meant to be called by readers.
-INTERNAL = ("__init__", "cli", "engine", "escape", "jobs", "parts")
+INTERNAL = ("__init__", "cli", "engine", "escape", "fused", "jobs", "parts")
 
 
 def setup(app):
@@ -70,9 +70,8 @@ def _module(name: str) -> str:
     module = importlib.import_module(f"poq.{name}")
     lines = [f".. automodule:: poq.{name}", ""]
     for key, value in vars(module).items():
-        if key.isupper() and isinstance(value, Mapping) and value and all(map(_is_entry, value.values())):
-            if key in _assigned(tree):
-                lines += [f"``{key}`` holds: {', '.join(f'``{entry}``' for entry in value)}.", ""]
+        if key in _assigned(tree) and isinstance(value, Mapping) and all(map(_is_entry, value.values())):
+            lines += [f"``{key}`` holds {', '.join(f'``{entry}``' for entry in value)}.", ""]
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             kind, options = ("class", ["   :members:"]) if isinstance(node, ast.ClassDef) else ("function", [])
@@ -85,8 +84,9 @@ def _is_entry(value) -> bool:
 
 
 def _assigned(tree: ast.Module) -> set[str]:
+    """Public constants that a module itself defines."""
     targets = [getattr(node, "targets", [getattr(node, "target", None)])[0] for node in tree.body]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+    return {target.id for target in targets if isinstance(target, ast.Name) and target.id.isupper()}
 
 
 def _read_well(app, what, name, thing, options, lines: list[str]) -> None:
