@@ -44,7 +44,8 @@ class Rounds(NamedTuple):
 
     output, model, truth, lot (R,) : the output, its inference model and truth, and the lot of the audit;
     node, honest, belief (R, K) : who sits there, its own score, and its best linear estimate of the truth from it;
-    order (N,) : in which nodes turn liars; cost (N,) : normalised cost of an evaluation;
+    order (N,) : in which nodes turn liars; cost (N,) : normalised cost of an evaluation; skill (N,) : correlation of
+    its evaluator with the truth over the log;
     prior, truth_prior : mean score and mean truth of the outputs, what one expects without looking.
     """
 
@@ -57,6 +58,7 @@ class Rounds(NamedTuple):
     belief: np.ndarray
     order: np.ndarray
     cost: np.ndarray
+    skill: np.ndarray
     prior: float
     truth_prior: float
 
@@ -68,11 +70,13 @@ def draw_rounds(
     n_rounds: int,
     n_nodes: int | None = None,
     jitter: float = 0.5,
+    resample: str = "none",
     seed: int = 0,
     trial: int = 0,
 ) -> Rounds:
     """The rounds of one trial, the same as the engine's for this seed and trial; options as in Scenario."""
-    pool = make_pool(matrix, committee=committee, n_nodes=n_nodes, jitter=jitter, seed=seed, trial=trial)
+    shape = {"n_nodes": n_nodes, "jitter": jitter, "resample": resample}
+    pool = make_pool(matrix, committee=committee, seed=seed, trial=trial, **shape)
     output, node, honest = sample_rounds(pool, n_rounds=n_rounds, committee=committee, seed=seed, trial=trial)
     used = np.unique(pool.output)
     values, truth = matrix.values[used], matrix.truth[used]
@@ -88,6 +92,7 @@ def draw_rounds(
         belief=np.clip(level[evaluator] + slope[evaluator] * honest, 0.0, SCORE_MAX),
         order=malicious_nodes(pool, matrix, seed=seed, trial=trial),
         cost=normalise_cost(matrix.evaluator_cost)[pool.evaluator],
+        skill=matrix.skill[pool.evaluator],
         prior=float(np.nanmean(values)),
         truth_prior=float(truth.mean()),
     )
@@ -379,6 +384,7 @@ def deviations(
     committee: int = 5,
     n_rounds: int = 2000,
     n_nodes: int | None = None,
+    resample: str = "none",
     trials: int,
     seed: int,
     lag: int = 20,
@@ -412,9 +418,10 @@ def deviations(
     """
     _check_names("rule", rules, [*AGGREGATORS, *TRUST_RULES])
     _check_names("strategy", [*states, *strategies], STRATEGIES)
+    size_of = {"committee": committee, "n_rounds": n_rounds, "n_nodes": n_nodes, "resample": resample}
     rows = []
     for trial in range(trials):
-        rounds = draw_rounds(matrix, committee=committee, n_rounds=n_rounds, n_nodes=n_nodes, seed=seed, trial=trial)
+        rounds = draw_rounds(matrix, seed=seed, trial=trial, **size_of)
         saved = float(beta * rounds.cost[rounds.node].mean())
         size = len(rounds.order)
         for rule in rules:
@@ -500,6 +507,7 @@ def bribes(
     committee: int = 5,
     n_rounds: int = 2000,
     n_nodes: int | None = None,
+    resample: str = "none",
     trials: int,
     seed: int,
     alpha: float = 0.7,
@@ -516,9 +524,10 @@ def bribes(
         consensus), and under each pay rule what the colluders together lose against a run in which nobody lifts.
     """
     _check_names("rule", rules, [*AGGREGATORS, *TRUST_RULES])
+    size_of = {"committee": committee, "n_rounds": n_rounds, "n_nodes": n_nodes, "resample": resample}
     rows = []
     for trial in range(trials):
-        rounds = draw_rounds(matrix, committee=committee, n_rounds=n_rounds, n_nodes=n_nodes, seed=seed, trial=trial)
+        rounds = draw_rounds(matrix, seed=seed, trial=trial, **size_of)
         size = len(rounds.order)
         for rule in rules:
             partner = None if rule in AGGREGATORS else trial % len(matrix.models)
@@ -552,6 +561,7 @@ def pay_ranks(
     committee: int = 5,
     n_rounds: int = 5000,
     n_nodes: int | None = None,
+    resample: str = "none",
     trials: int,
     seed: int,
     alpha: float = 0.7,
@@ -569,12 +579,12 @@ def pay_ranks(
     """
     from scipy.stats import spearmanr  # not above: it takes a second to load
 
+    size_of = {"committee": committee, "n_rounds": n_rounds, "n_nodes": n_nodes, "resample": resample}
     rows = []
     for trial in range(trials):
-        rounds = draw_rounds(matrix, committee=committee, n_rounds=n_rounds, n_nodes=n_nodes, seed=seed, trial=trial)
+        rounds = draw_rounds(matrix, seed=seed, trial=trial, **size_of)
         size = len(rounds.order)
-        pool = make_pool(matrix, committee=committee, n_nodes=n_nodes, seed=seed, trial=trial)
-        skill = matrix.skill[pool.evaluator]
+        skill = rounds.skill
 
         def agreement(values, skill, rounds=rounds, size=size):
             earned = node_mean(values, rounds.node, size)

@@ -391,3 +391,21 @@ def lift_loss(lift, *, committee: int, sd: float, leave_one_out: bool = False):
         1 - 2 * stats.norm.cdf(-delta / tau)
     )
     return folded - mean
+
+
+def shaded_deviation(weight, *, committee: int, signal: float, noise: float, leave_one_out: bool = False):
+    """Expected distance, points, from the mean of honest others, of a report that gives one's own score a weight.
+
+    Truths and errors are normal with s.d. `signal` and `noise`, all evaluators are alike and unbiased, and the report is
+    m + weight (s - m) with the mean truth m. Against the others' mean the difference has the variance
+    (1 - weight)^2 signal^2 + weight^2 noise^2 + noise^2 / (K - 1); with the own report inside, the distance is 1 - 1/K
+    times that. Weight 1 is the truth, 0 is no work, and the best weight is r^2 = signal^2 / (signal^2 + noise^2), the
+    same that minimises the squared error against the truth; so no work beats the own score where r^2 < 1/2.
+
+    Returns
+    -------
+    float array, the shape of `weight`
+    """
+    weight = np.asarray(weight, dtype=np.float64)
+    variance = ((1 - weight) * signal) ** 2 + (weight * noise) ** 2 + noise**2 / (committee - 1)
+    return np.sqrt(2 / np.pi * variance) * (1.0 if leave_one_out else 1 - 1 / committee)

@@ -41,7 +41,18 @@ def by_hand(honest, *, truth, node=None, prior=5.0):
     size = node.max() + 1
     truth = np.array(truth, dtype=float)
     return incentives.Rounds(
-        zeros, zeros, truth, np.ones(len(honest)), node, honest, honest, np.arange(size), np.zeros(size), prior, 5.0
+        zeros,
+        zeros,
+        truth,
+        np.ones(len(honest)),
+        node,
+        honest,
+        honest,
+        np.arange(size),
+        np.zeros(size),
+        np.ones(size),
+        prior,
+        5.0,
     )
 
 

@@ -251,3 +251,25 @@ def test_what_a_lift_costs(left_out):
         assert off[1] - off[0] == pytest.approx(expected, abs=0.006)
     small = theory.lift_loss(np.array([0.01, 0.02]), committee=5, sd=0.8, leave_one_out=left_out)
     assert small[1] / small[0] == pytest.approx(4, rel=0.01)
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_what_shading_does_to_the_distance(left_out):
+    rng = np.random.default_rng(9)
+    scores = rng.normal(5, 0.8, (200_000, 1)) + rng.normal(0, 1.1, (200_000, 5))
+    weights = np.array([0.0, 0.35, 1.0])
+    for weight in weights:
+        said = scores.copy()
+        said[:, 0] = 5 + weight * (said[:, 0] - 5)
+        reference = leave_one_out(said)[:, 0] if left_out else said.mean(axis=1)
+        expected = theory.shaded_deviation(weight, committee=5, signal=0.8, noise=1.1, leave_one_out=left_out)
+        assert np.abs(said[:, 0] - reference).mean() == pytest.approx(expected, abs=0.006)
+    fine = np.linspace(0, 1, 1001)
+    found = fine[np.argmin(theory.shaded_deviation(fine, committee=5, signal=0.8, noise=1.1, leave_one_out=left_out))]
+    assert found == pytest.approx(0.8**2 / (0.8**2 + 1.1**2), abs=0.001)
+
+
+@pytest.mark.parametrize(("noise", "lazy_wins"), [(0.9, False), (1.1, True)])
+def test_no_work_beats_ones_own_score_where_noise_exceeds_the_signal(noise, lazy_wins):
+    lazy, own = theory.shaded_deviation([0, 1], committee=5, signal=1.0, noise=noise)
+    assert (lazy < own) == lazy_wins
