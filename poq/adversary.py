@@ -1,7 +1,8 @@
 """Best response: the attack that serves an attacker most against a given rule, found by search.
 
-The search moves in the family of :func:`poq.attacks.affine`. It reports its budget, and scores the winner again on
-fresh seeds, because the best of many noisy evaluations looks better than it is.
+The search moves in the family of :func:`poq.attacks.affine` and starts from the attacks of the paper that the family
+holds. The best of many noisy evaluations looks better than it is, so a shortlist is scored on seeds of its own, and its
+winner again on fresh ones. The budget is reported.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from scipy import optimize
+from scipy.stats import qmc
 
 from poq.simulate import Scenario, run
 
@@ -20,7 +22,23 @@ from poq.simulate import Scenario, run
 SPACE = {"gain": (-1.0, 2.0), "shift": (-10.0, 10.0), "sd": (0.0, 5.0), "probability": (0.0, 1.0)}
 PARTNER_SPACE = {**SPACE, "partner_shift": (-10.0, 10.0)}
 
+HONEST = {"gain": 1.0, "shift": 0.0, "sd": 0.0, "probability": 1.0, "partner_shift": 0.0}
+# Where the search starts, beside random points: honesty, and what the simple attacks do.
+KNOWN = (
+    {},
+    {"shift": 3.0},
+    {"shift": -3.0},
+    {"shift": 10.0},
+    {"shift": -10.0},
+    {"shift": 3.0, "probability": 0.3},
+    {"sd": 3.0},
+    {"gain": -1.0},
+    {"gain": 0.0},
+    {"partner_shift": 10.0},
+    {"shift": -3.0, "partner_shift": 6.0},
+)
 POPULATION = 40  # candidates that are played side by side
+SHORTLIST = 8  # candidates that are scored a second time
 
 # What an attacker may want, as a column of the result; a minus sign means: as little as possible.
 OBJECTIVES = {
@@ -59,15 +77,18 @@ def best_response(
     evaluations : int
         Budget: at least so many candidates are simulated, `trials` trials each.
     seed : int
-        Root seed of the search; the winner is scored again with seed + 1.
+        Root seed of the search; the shortlist is scored with seed + 2, its winner with seed + 1.
+    fresh_trials : int
+        Trials of the shortlist, and of the winner.
     space : mapping, optional
         Option of ``affine`` -> (low, high).
 
     Returns
     -------
     dict
-        objective, rule, options (of the winner), found (mean objective in the search), value and standard_error (on
-        fresh seeds), honest (the objective without attack on the same fresh seeds), evaluations, trials, fresh_trials.
+        objective, rule, options (of the winner), found (the best mean objective that the search saw), value and
+        standard_error (of the winner on fresh seeds), honest (the objective without attack on the same fresh seeds),
+        evaluations, trials, fresh_trials.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"unknown objective '{objective}': use one of {', '.join(OBJECTIVES)}")
@@ -101,15 +122,18 @@ def best_response(
     optimize.differential_evolution(
         cost,
         list(space.values()),
-        popsize=math.ceil(POPULATION / len(space)),
-        maxiter=math.ceil(evaluations / (math.ceil(POPULATION / len(space)) * len(space))) - 1,
+        init=_first_population(space, np.random.default_rng(seed)),
+        maxiter=math.ceil(evaluations / POPULATION) - 1,
         tol=0.0,
         rng=np.random.default_rng(seed),
         polish=False,
         updating="deferred",
         vectorized=True,
     )
-    found, options = max(seen, key=lambda pair: pair[0])
+    seen.sort(key=lambda pair: -pair[0])
+    shortlist = [options for _, options in seen[:SHORTLIST]]
+    again = np.nan_to_num(measure("affine", shortlist, trials=fresh_trials, seed=seed + 2).mean(axis=1), nan=-np.inf)
+    found, options = seen[0][0], shortlist[int(again.argmax())]
     fresh = measure("affine", [options], trials=fresh_trials, seed=seed + 1)[0]
     honest = measure("none", [{}], trials=fresh_trials, seed=seed + 1)[0]
     return {
@@ -124,3 +148,13 @@ def best_response(
         "trials": trials,
         "fresh_trials": fresh_trials,
     }
+
+
+def _first_population(space: Mapping[str, tuple[float, float]], rng: np.random.Generator) -> np.ndarray:
+    """Points (POPULATION, dimensions): the known attacks that lie in the space, the rest spread over it."""
+    low, high = np.array(list(space.values()), dtype=float).T
+    points = qmc.scale(qmc.LatinHypercube(len(space), rng=rng).random(POPULATION), low, high)
+    known = [options for options in KNOWN if set(options) <= set(space)]
+    for row, options in zip(points, known):
+        row[:] = np.clip([{**HONEST, **options}[name] for name in space], low, high)
+    return points

@@ -1,5 +1,7 @@
 """The search for a best response: its budget, its gain, its honesty."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,14 @@ def test_the_value_comes_from_fresh_seeds_and_can_be_had_again():
     )
     assert run(LOG, again, trials=4, seed=1, progress=False)["rmse"].mean() == pytest.approx(found["value"])
     assert best_response(LOG, SETTING, **SMALL) == found
+
+
+@pytest.mark.parametrize("known", [{"gain": -1.0}, {"shift": 10.0}, {"sd": 3.0}])
+def test_the_search_starts_from_what_is_known(known):
+    """So it cannot find less than a simple attack does on the seeds of the search."""
+    found = best_response(LOG, SETTING, objective="misrank", **SMALL)
+    played = dataclasses.replace(SETTING, attack="affine", attack_options=known)
+    assert found["found"] <= run(LOG, played, trials=1, seed=0, progress=False)["pearson"][0]
 
 
 @pytest.mark.parametrize(
