@@ -90,7 +90,7 @@ def find_chapter(stem: str, book: Path = BOOK) -> Path:
     """Path of a chapter or study; an unknown one is a :class:`ParameterError` that suggests the nearest name."""
     notebooks = list_notebooks(book)
     if stem not in notebooks:
-        raise ParameterError(f"unknown chapter {stem!r}{_suggest(stem, notebooks)}")
+        raise ParameterError(f"unknown chapter {stem!r}{suggest(stem, notebooks)}")
     return notebooks[stem]
 
 
@@ -215,7 +215,7 @@ def check_parameters(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     checked = {}
     for name, value in given.items():
         if name not in parameters:
-            raise ParameterError(f"{path.stem} has no parameter {name!r}{_suggest(name, parameters)}")
+            raise ParameterError(f"{path.stem} has no parameter {name!r}{suggest(name, parameters)}")
         try:
             checked[name] = _checked_type(value, parameters[name].kind)
         except ValueError as error:
@@ -253,7 +253,7 @@ def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int
     wanted = [task for name in ("task", "tasks") for task in _as_list(values.get(name))]
     for task in wanted:
         if task not in tasks:
-            raise ParameterError(f"{stem}: task {task!r} is not in {log}{_suggest(task, tasks)}")
+            raise ParameterError(f"{stem}: task {task!r} is not in {log}{suggest(task, tasks)}")
     nodes = values.get("n_nodes")
     committees = [size for name in ("committee", "committees") for size in _as_list(values.get(name))]
     for task in wanted or tasks:
@@ -381,7 +381,7 @@ def _check_range(stem: str, name: str, value: Any) -> None:
             if field in _CHOICES and isinstance(entry, str):
                 known = _known(field)
                 if entry not in known:
-                    raise ParameterError(f"{stem}: {name}: unknown {field} {entry!r}{_suggest(entry, known)}")
+                    raise ParameterError(f"{stem}: {name}: unknown {field} {entry!r}{suggest(entry, known)}")
 
 
 def _known(field: str) -> list[str]:
@@ -414,7 +414,8 @@ def _as_list(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def _suggest(name: str, known) -> str:
+def suggest(name: str, known) -> str:
+    """The end of an error about an unknown name: the nearest known one, or all of them."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
