@@ -396,8 +396,8 @@ def lift_loss(lift, *, committee: int, sd: float, leave_one_out: bool = False):
 def shaded_deviation(weight, *, committee: int, signal: float, noise: float, leave_one_out: bool = False):
     """Expected distance, points, from the mean of honest others, of a report that gives one's own score a weight.
 
-    Truths and errors are normal with s.d. `signal` and `noise`, all evaluators are alike and unbiased, and the report is
-    m + weight (s - m) with the mean truth m. Against the others' mean the difference has the variance
+    Truths and errors are normal with s.d. `signal` and `noise`, all evaluators are alike and unbiased, and the report
+    is m + weight (s - m) with the mean truth m. Against the others' mean the difference has the variance
     (1 - weight)^2 signal^2 + weight^2 noise^2 + noise^2 / (K - 1); with the own report inside, the distance is 1 - 1/K
     times that. Weight 1 is the truth, 0 is no work, and the best weight is r^2 = signal^2 / (signal^2 + noise^2), the
     same that minimises the squared error against the truth; so no work beats the own score where r^2 < 1/2.
