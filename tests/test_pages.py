@@ -105,10 +105,9 @@ def test_the_page_of_parameters_is_what_the_command_says(read, capsys):
             said.setdefault(stem, []).append(words(line))
     page = read("parameters")
     shown = {}
-    for table in page.find("article").find_all("table"):
-        stem = table.find_previous("h2").get_text().strip("# \n")
-        rows = [[cell.get_text() for cell in row.find_all("td")] for row in table.find_all("tr")[1:]]
-        shown[stem] = [words(f"{name}: {kind} = {default}  {help}") for name, kind, default, help in rows]
+    for entry in page.find("article").find_all("dt"):
+        stem = entry.find_previous("h2").get_text().strip("# \n")
+        shown.setdefault(stem, []).append(words(f"{entry.get_text()} {entry.find_next_sibling('dd').get_text()}"))
     assert shown == said
     links = {tag.get("href", "") for tag in page.find("article").find_all("a")}
     assert {f"chapters/{stem}.html" for stem in list_chapters()} <= links

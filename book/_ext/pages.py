@@ -1,12 +1,14 @@
 """Pages whose content is made while the book is rendered, from the source that it describes.
 
-A line such as ``<!-- made: parameters -->`` in a page of the book is replaced by what the function of that name below
-returns. So the reference cannot disagree with the code, nor a page with the file at the root that it repeats.
+A line such as ``<!-- made: parameters -->`` in a page of the book is replaced by what stands for that name in ``MADE``
+below; further words on the line are its arguments. So the reference cannot disagree with the code, nor a page with the
+file at the root that it repeats.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
 import importlib
 import json
 import re
@@ -14,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
+from sphinx.errors import ExtensionError
 
 from poq.chapters import list_notebooks, read_parameters
 
@@ -40,9 +43,10 @@ def setup(app):
 
 def _fill(app, name: str, source: list[str]) -> None:
     def made(match: re.Match) -> str:
-        return MADE[match[1]](Path(app.srcdir))
+        kind, *arguments = match[1].split()
+        return MADE[kind](Path(app.srcdir), *arguments)
 
-    source[0] = re.sub(r"^<!-- made: (\w+) -->$", made, source[0], flags=re.MULTILINE)
+    source[0] = re.sub(r"^<!-- made: (.+) -->$", made, source[0], flags=re.MULTILINE)
 
 
 # ------------------------------------------------------------------------------------------------------ reference
@@ -116,15 +120,14 @@ def _parameters(book: Path) -> str:
     parts = []
     for stem, path in list_notebooks(book).items():
         page = path.relative_to(book).as_posix()
-        parts += [f"## {stem}", f"[{_title(path)}]({page})", _table(path)]
+        parts += [f"## {stem}", f"[{_title(path)}]({page})", _listed(path)]
     return "\n\n".join(parts)
 
 
-def _table(path: Path) -> str:
-    rows = [("parameter", "type", "default", "meaning"), ("---",) * 4]
-    for entry in read_parameters(path).values():
-        rows.append((f"`{entry.name}`", f"`{entry.kind}`", f"`{entry.default!r}`", entry.help))
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+def _listed(path: Path) -> str:
+    """Name, type, default, and below them the meaning: a table of four columns would not fit a phone."""
+    entries = read_parameters(path).values()
+    return "\n\n".join(f"`{entry.name}: {entry.kind} = {entry.default!r}`\n: {entry.help}" for entry in entries)
 
 
 def _title(path: Path) -> str:
@@ -132,6 +135,29 @@ def _title(path: Path) -> str:
     prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     title = re.search(r"^# (.+)$", prose, re.MULTILINE)
     return title[1].strip() if title else path.stem
+
+
+# -------------------------------------------------------------------------------------------------------- figures
+
+
+def _figure(book: Path, stem: str, name: str) -> str:
+    """A figure of an executed chapter once more, with its caption and alt text: it is drawn in one place only."""
+    cells = json.loads((book / "chapters" / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cell = next((cell for cell in cells if _figure_of(cell).get("name") == name), None)
+    shown = [output.get("data", {}) for output in (cell or {}).get("outputs", [])]
+    images = [data["image/png"] for data in shown if "image/png" in data]
+    if not images:
+        raise ExtensionError(f"chapter {stem} shows no figure {name}")
+    target = book / "made" / f"{name}.png"
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(base64.b64decode("".join(images[0])))
+    alt = cell["metadata"]["mystnb"]["image"]["alt"]
+    caption = f"{_figure_of(cell)['caption']} From [the chapter](chapters/{stem}.ipynb)."
+    return f"```{{figure}} /made/{name}.png\n:name: {name}-again\n:alt: {alt}\n\n{caption}\n```"
+
+
+def _figure_of(cell: dict) -> dict:
+    return cell["metadata"].get("mystnb", {}).get("figure", {})
 
 
 # -------------------------------------------------------------------------------------------- files at the root
@@ -186,7 +212,8 @@ def _cite_page(book: Path) -> str:
     )
 
 
-MADE: dict[str, Callable[[Path], str]] = {
+MADE: dict[str, Callable[..., str]] = {
+    "figure": _figure,
     "street": _street,
     "beside": _beside,
     "parameters": _parameters,
