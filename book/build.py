@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from book.bundle import write_bundle  # noqa: E402
 from book.check import check_html  # noqa: E402
 from book.execute import descendants, end  # noqa: E402
 from book.pdf import PdfError, need_browser, print_book  # noqa: E402
@@ -100,6 +101,7 @@ def build_book(*, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> 
     ParameterError, BuildError
         Before any work for bad input; otherwise after it, with the last good book untouched.
     """
+    repository_url(yaml.safe_load((book / "_config.yml").read_text(encoding="utf-8")))
     target = (out if profile == "full" else out / profile) / "html"
     with _lock(out / f".lock-{profile}"), _stage(book) as stage:
         _finish_swap(target)
@@ -107,6 +109,7 @@ def build_book(*, book: Path = BOOK, out: Path = OUT, profile: str = "full") -> 
         entries = execute(jobs, stage, out)
         for job in jobs:
             _unpack(entries[job.stem], job, stage)
+            write_bundle(job.source, stage / "downloads" / f"{job.stem}.zip", book=book)
         runs = [_read_json(entries[job.stem] / "run.json") for job in jobs]
         status = {"profile": profile, **code_state(), "versions": versions(), "chapters": runs}
         write_status(stage, status)
@@ -545,6 +548,7 @@ def render(stage: Path, out: Path, *, banner: str = "", strict: bool = True) -> 
     config = yaml.safe_load((stage / "_config.yml").read_text(encoding="utf-8"))
     if banner:
         config.setdefault("html", {})["announcement"] = banner
+    _add_buttons(config)
     (stage / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     _copy_mathjax(stage / "assets" / "mathjax")
     start = "from jupyter_book.cli.main import main; main()"
@@ -569,6 +573,35 @@ def render(stage: Path, out: Path, *, banner: str = "", strict: bool = True) -> 
         raise BuildError("\n".join([*faults[:20], f"rendering failed (see {_shown(log)})"]))
     print(f"rendered in {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
     return html
+
+
+def repository_url(config: dict[str, Any]) -> str:
+    """Address of the repository: REPOSITORY_URL from the environment, else the setting, else nothing."""
+    url = os.environ.get("REPOSITORY_URL") or (config.get("repository") or {}).get("url") or ""
+    if url and not re.fullmatch(r"https?://[^/\s?#]+(/[^/\s?#]+){2,}/?", url):
+        raise BuildError(f"repository url: {url!r} is not of the form https://host/owner/name")
+    return url.rstrip("/").removesuffix(".git")
+
+
+def _add_buttons(config: dict[str, Any]) -> None:
+    """Let the theme show launch, source and issue buttons where the address of the repository is known."""
+    url = repository_url(config)
+    config["repository"] = {**(config.get("repository") or {}), "url": url}
+    if not url:
+        return
+    known = any(name in url.split("/")[2].lower() for name in ("github", "gitlab", "bitbucket"))
+    options = config.setdefault("sphinx", {}).setdefault("config", {}).setdefault("html_theme_options", {})
+    options |= {
+        "repository_url": url,
+        "repository_branch": config["repository"].get("branch", "main"),
+        "path_to_docs": config["repository"].get("path_to_book", "book"),
+        "use_repository_button": True,
+        "use_source_button": True,
+        "use_issues_button": True,
+        # Binder sets the notebooks up from environment.yml. Colab would open them without the simulator and the data.
+        "launch_buttons": {"notebook_interface": "jupyterlab", "binderhub_url": "https://mybinder.org"},
+        **({} if known else {"repository_provider": "github"}),  # another host is taken to use GitHub's addresses
+    }
 
 
 def _copy_mathjax(folder: Path) -> None:
