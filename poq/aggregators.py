@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 # Up to this committee size a sorting network on whole seats beats np.sort on rows.
-NETWORK_LIMIT = 32
+NETWORK_LIMIT = 16
 MAD_FLOOR = 0.5  # points
 
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numba import vectorize
 
 from poq.scorelog import SCORE_MAX
 from poq.streams import standard_normal
@@ -64,13 +66,24 @@ def noise(scores, malicious, rng, *, sd: float = 3.0):
 def boost(scores, malicious, rng, *, by: float = 3.0):
     """min(10, s + by) for malicious entries: Eq. 18 [robust2026, promptfoo]. Shapes as :func:`noise`; by in points."""
     _check_strength("by", by)
-    return np.minimum(SCORE_MAX, np.asarray(scores, dtype=np.float64) + np.multiply(malicious, float(by)))
+    return _lifted(np.asarray(scores, dtype=np.float64), np.asarray(malicious, dtype=bool), float(by))
 
 
 def sabotage(scores, malicious, rng, *, by: float = 3.0):
     """max(0, s - by) for malicious entries (our reconstruction). Shapes as :func:`noise`; by in points."""
     _check_strength("by", by)
-    return np.maximum(0.0, np.asarray(scores, dtype=np.float64) - np.multiply(malicious, float(by)))
+    return _lowered(np.asarray(scores, dtype=np.float64), np.asarray(malicious, dtype=bool), float(by))
+
+
+# One pass over the scores; with numpy's own operations it would be three.
+@vectorize(cache=True)
+def _lifted(score, malicious, by):
+    return min(score + malicious * by, SCORE_MAX)
+
+
+@vectorize(cache=True)
+def _lowered(score, malicious, by):
+    return max(score - malicious * by, 0.0)
 
 
 def intermittent(scores, malicious, rng, *, by: float = 3.0, probability: float = 0.3):
@@ -221,6 +234,7 @@ def _check_whole(name: str, value: int, *, least: int) -> None:
         raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
 
 
+@lru_cache(maxsize=256)
 def asks_for(attack: Callable, keyword: str) -> bool:
     """Whether an attack has the keyword "context" or "history"."""
     return keyword in inspect.signature(attack).parameters

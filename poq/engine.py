@@ -12,10 +12,12 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from poq import metrics
 from poq.aggregators import leave_one_out, weighted_mean
 from poq.attacks import Context, History, asks_for
+from poq.fused import PLAY, PLAY_TWICE
 from poq.rewards import normalise_cost
 from poq.rounds import Pool, block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
 from poq.scorelog import SCORE_MAX, ScoreMatrix, best_evaluator
@@ -92,13 +94,12 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     shifts: dict = {}  # summed shift of malicious reports, and their number
     audits = dict.fromkeys((_audit_share(track) for track in honest_tracks.values()), 0)
 
-    for block, honest in _iter_blocks(stage, draw["burn_in"], seed=seed, trial=trial):
+    for block, honest in _iter_blocks(stage, draw["burn_in"], seed=seed, trial=trial, audited=any(audits)):
         for share in audits:
-            audits[share] += int((block.lot < share).sum())
-        if block.round[0] in stage.marks:
-            _mark_trust(block.round[0], honest_tracks, *tracks.values())
-        for rule, track in honest_tracks.items():
-            _play_block(stage, rule, track, honest, block)
+            audits[share] += np.count_nonzero(block.lot < share)
+        if block.begin in stage.marks:
+            _mark_trust(block.begin, honest_tracks, *tracks.values())
+        honest_yet = dict(honest_tracks)
         for attack, its_tracks in tracks.items():
             hit = mark_nodes(stage.malicious[attack.who, attack.share], block.node)
             if asks_for(attack.function, "history"):
@@ -109,11 +110,16 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
                     shifts.setdefault((attack, rule), np.zeros(2))[:] += shift
                 continue
             rng = generators.setdefault(attack, stream(seed, trial, "attack"))
-            reported = _attacked(attack, honest, hit, rng, block)
+            reported, shift = _attacked(stage, attack, honest, hit, rng, block)
             if block.counted:
-                shifts.setdefault(attack, np.zeros(2))[:] += reported.sum() - honest.sum(), hit.sum()
+                shifts.setdefault(attack, np.zeros(2))[:] += shift, np.count_nonzero(hit)
             for rule, track in its_tracks.items():
-                _play_block(stage, rule, track, reported, block)
+                if rule in honest_yet and _can_play_twice(rule, honest_yet[rule], block):
+                    _play_twice(stage, rule, track, reported, honest_yet.pop(rule), honest, block)
+                else:
+                    _play_block(stage, rule, track, reported, block)
+        for rule, track in honest_yet.items():
+            _play_block(stage, rule, track, honest, block)
     _mark_trust(draw["n_rounds"], honest_tracks, *tracks.values())
 
     shared = {
@@ -164,18 +170,17 @@ class Stage(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Consecutive rounds: number, output, inference model (B,), node (B, K), lot of the audit (B,), whether counted."""
+    """Consecutive rounds: number of the first, output (B,), node (B, K), lot of the audit (B,), whether counted."""
 
-    round: np.ndarray
+    begin: int
     output: np.ndarray
-    model: np.ndarray
     node: np.ndarray
     lot: np.ndarray
     counted: bool
 
     def one(self, t: int) -> Block:
         """Round t of the block."""
-        return Block(*(field_[t : t + 1] for field_ in self[:-1]), self.counted)
+        return Block(self.begin + t, *(part[t : t + 1] for part in self[1:-1]), self.counted)
 
 
 def _set_stage(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int, trial: int) -> Stage:
@@ -208,14 +213,15 @@ def _set_stage(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     )
 
 
-def _iter_blocks(stage: Stage, burn_in: int, *, seed: int, trial: int) -> Iterator[tuple[Block, np.ndarray]]:
-    """Blocks of rounds with the honest scores (B, K)."""
+def _iter_blocks(
+    stage: Stage, burn_in: int, *, seed: int, trial: int, audited: bool
+) -> Iterator[tuple[Block, np.ndarray]]:
+    """Blocks of rounds with the honest scores (B, K); the lots of audits are drawn where there are any."""
     auditor = stream(seed, trial, "audit")
     rounds = iter_rounds(stage.pool, stage.committee, stage.edges, seed=seed, trial=trial)
     for begin, (output, node, honest) in zip(stage.edges[:-1], rounds):
-        number = np.arange(begin, begin + len(output))
-        model = stage.matrix.model[output]
-        yield Block(number, output, model, node, auditor.random(len(output)), begin >= burn_in), honest
+        lot = auditor.random(len(output)) if audited else np.ones(len(output))
+        yield Block(begin, output, node, lot, begin >= burn_in), honest
 
 
 def _start_tracks(stage: Stage, cases: list[Case], *, n_outputs: int):
@@ -256,44 +262,79 @@ def _mark_trust(number: int, *groups: dict[Rule, Track]) -> None:
             track.trust[number] = track.state[0].copy()
 
 
-def _attacked(attack: Attack, honest, hit, rng, block: Block, **known) -> np.ndarray:
-    """Reports (B, K) after the attack; `known` is what a reacting attacker is told besides."""
+def _attacked(stage: Stage, attack: Attack, honest, hit, rng, block: Block, **known) -> tuple[np.ndarray, float]:
+    """Reports (B, K) after the attack and their summed shift; `known` is what a reacting attacker is told besides."""
     if asks_for(attack.function, "context"):
-        known["context"] = Context(block.round, block.output, block.model, block.node)
+        number = np.arange(block.begin, block.begin + len(block.output))
+        known["context"] = Context(number, block.output, stage.matrix.model[block.output], block.node)
     reported = attack.function(honest, hit, rng, **attack.options, **known)
-    _check_scale("attack", attack.function, reported)
-    return reported
+    shift, off_scale = _survey(np.ascontiguousarray(honest.T), np.ascontiguousarray(reported.T))
+    _check_scale("attack", attack.function, off_scale)
+    return reported, shift
 
 
 def _play_block(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> np.ndarray:
     """Consensus and trust update for a block of rounds, then pay and sums if they count; returns the consensus."""
-    truth = stage.matrix.truth
     leave_out = block.counted and rule.reference == "leave_one_out"
+    if block.counted and not leave_out and rule.function in PLAY:
+        consensus = PLAY[rule.function](track.state, reported, block.node, track.sums, stage.node_cost)
+        _add_up(stage, track, consensus, block)
+        return consensus
     if track.state is None:
         consensus_of = partial(rule.function, **rule.options)
         consensus = consensus_of(reported)
         reference = leave_one_out(reported, consensus_of) if leave_out else consensus
     else:
-        audit = np.where(block.lot < _audit_share(track), truth[block.output], np.nan)
+        audit = np.where(block.lot < _audit_share(track), stage.matrix.truth[block.output], np.nan)
         consensus, weights, used = rule.function.advance(track.state, reported, block.node, audit)
         reference = _weighted_leave_one_out(used, weights) if leave_out else consensus
-    _check_scale("rule", rule.function, consensus)
+    _check_scale("rule", rule.function, not (consensus.min() >= -1e-9 and consensus.max() <= SCORE_MAX + 1e-9))
     if block.counted:
-        rounds = (block.output, block.node, consensus, reported, reference)
-        metrics.add_pay(track.sums, *rounds, stage.matrix.model, stage.node_cost)
-        if track.accurate:
-            metrics.add_accuracy(track.sums, block.output, consensus, truth, stage.truth_rank)
-        if track.by_output is not None:
-            for row, value in zip(track.by_output, (consensus, consensus**2)):
-                row += np.bincount(block.output, weights=value, minlength=len(row))
+        metrics.add_evaluator_pay(track.sums, block.node, reported, reference, stage.node_cost)
+        _add_up(stage, track, consensus, block)
     return consensus
 
 
-def _check_scale(what: str, function, scores) -> None:
+def _can_play_twice(rule: Rule, honest_track: Track, block: Block) -> bool:
+    return block.counted and rule.reference == "consensus" and rule.function in PLAY_TWICE and not honest_track.accurate
+
+
+def _play_twice(stage: Stage, rule: Rule, track: Track, reported, honest_track: Track, honest, block: Block) -> None:
+    """The attacked and the honest run of a rule in one pass."""
+    beside = {"state_honest": honest_track.state, "honest": honest, "sums_honest": honest_track.sums}
+    play = PLAY_TWICE[rule.function]
+    runs = play(track.state, reported, block.node, track.sums, stage.node_cost, **beside)
+    for its_track, consensus in zip((track, honest_track), runs):
+        _add_up(stage, its_track, consensus, block)
+
+
+def _add_up(stage: Stage, track: Track, consensus, block: Block) -> None:
+    """Add what the consensus of a block pays to inference nodes, and how near it came to the truth."""
+    metrics.add_inference_pay(track.sums, block.output, consensus, stage.matrix.model)
+    if track.accurate:
+        metrics.add_accuracy(track.sums, block.output, consensus, stage.matrix.truth, stage.truth_rank)
+    if track.by_output is not None:
+        for row, value in zip(track.by_output, (consensus, consensus**2)):
+            row += np.bincount(block.output, weights=value, minlength=len(row))
+
+
+def _check_scale(what: str, function, off_scale: int) -> None:
     # Bins are indexed by score, so a rule or an attack of one's own must not leave the scale unnoticed.
-    if not (scores.min() >= -1e-9 and scores.max() <= SCORE_MAX + 1e-9):
+    if off_scale:
         function = getattr(function, "start", function)
         raise ValueError(f"{what} '{function.__name__}' gives scores outside [0, 10], or NaN")
+
+
+@njit(cache=True, fastmath={"reassoc", "nsz"})
+def _survey(honest, reported):
+    """Summed difference of two (K, B) arrays, and how many of the second are off the scale or NaN, in one pass."""
+    shift = 0.0
+    off_scale = 0
+    for k in range(honest.shape[0]):
+        for t in range(honest.shape[1]):
+            shift += reported[k, t] - honest[k, t]
+            off_scale += not (-1e-9 <= reported[k, t] <= SCORE_MAX + 1e-9)
+    return shift, off_scale
 
 
 def _play_reacting(stage, attack, rule, track, honest, hit, rng, block: Block) -> np.ndarray:
@@ -306,8 +347,8 @@ def _play_reacting(stage, attack, rule, track, honest, hit, rng, block: Block) -
             state = track.state
             trust = np.ones(now.node.shape) if state is None else state[0][now.node] / state[0].mean()
             history = History(np.array(track.past), trust)
-            reported = _attacked(attack, honest[t : t + 1], hit[t : t + 1], rng, now, history=history)
-            shift += reported.sum() - honest[t].sum(), hit[t].sum()
+            reported, moved = _attacked(stage, attack, honest[t : t + 1], hit[t : t + 1], rng, now, history=history)
+            shift += moved, hit[t].sum()
         track.past.append(_play_block(stage, rule, track, reported, now)[0])
         del track.past[:-MEMORY]
     return shift if block.counted else np.zeros(2)

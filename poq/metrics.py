@@ -79,12 +79,19 @@ def add_accuracy(sums: Sums, output, consensus, truth, truth_rank) -> None:
     _add_accuracy(sums.accuracy, sums.rank, output, consensus, truth, truth_rank)
 
 
-def add_pay(sums: Sums, output, node, consensus, scores, reference, model, node_cost) -> None:
-    """Add a block of rounds to what pay needs, in place.
+def add_inference_pay(sums: Sums, output, consensus, model) -> None:
+    """Add a block of rounds to what the pay of inference nodes needs, in place.
 
-    output, consensus : (B,); node, scores : (B, K); reference : (B,) or (B, K); model : (O,); node_cost : (N,).
+    output, consensus : (B,); model : (O,).
     """
     _add_inference_pay(sums.model, output, consensus, model)
+
+
+def add_evaluator_pay(sums: Sums, node, scores, reference, node_cost) -> None:
+    """Add a block of rounds to what the pay of evaluators needs, in place.
+
+    node, scores : (B, K); reference : (B,) or (B, K); node_cost : (N,).
+    """
     seats = [np.ascontiguousarray(np.atleast_2d(array.T)) for array in (node, scores, reference)]
     _add_evaluator_pay(sums.node, sums.round, *seats, node_cost)
 
@@ -94,12 +101,13 @@ def _add_accuracy(accuracy, rank, output, consensus, truth, truth_rank):
     middle = SCORE_MAX / 2
     c1 = q1 = c2 = q2 = cq = absolute = 0.0
     for t in range(len(output)):
+        o = np.uint64(output[t])  # unsigned indices: see poq.rounds
         c = consensus[t]
-        q = truth[output[t]]
+        q = truth[o]
         absolute += abs(c - q)
-        bin_ = min(max(int(c / SCORE_MAX * RANK_BINS), 0), RANK_BINS - 1)
+        bin_ = np.uint64(min(max(int(c / SCORE_MAX * RANK_BINS), 0), RANK_BINS - 1))
         rank[bin_, 0] += 1.0
-        rank[bin_, 1] += truth_rank[output[t]]
+        rank[bin_, 1] += truth_rank[o]
         c -= middle
         q -= middle
         c1 += c
@@ -113,34 +121,42 @@ def _add_accuracy(accuracy, rank, output, consensus, truth, truth_rank):
 @njit(cache=True)
 def _add_inference_pay(by_model, output, consensus, model):
     for t in range(len(output)):
-        m = model[output[t]]
+        m = np.uint64(model[np.uint64(output[t])])
         by_model[m, 0] += 1.0
         by_model[m, 1] += consensus[t]
         by_model[m, 2] += consensus[t] * consensus[t]
 
 
 @njit(cache=True)
+def add_seat(by_node, n, d):
+    """Add a participation of node n that deviated by d; compiled loops share it."""
+    by_node[n, 0] += 1.0
+    by_node[n, 1] += d
+    by_node[n, 2] += d * d
+
+
+@njit(cache=True)
+def add_round(sums, d, c):
+    """Add a round's summed deviations d and costs c to (D, D^2, C, C^2, D C); compiled loops share it."""
+    return sums[0] + d, sums[1] + d * d, sums[2] + c, sums[3] + c * c, sums[4] + d * c
+
+
+@njit(cache=True)
 def _add_evaluator_pay(by_node, by_round, node, scores, reference, node_cost):
     committee, n_rounds = node.shape
-    own = int(len(reference) > 1)  # every seat has a reference of its own, or the round has one for all
-    d1 = d2 = c1 = c2 = dc = 0.0
+    own = np.uint64(len(reference) > 1)  # every seat has a reference of its own, or the round has one for all
+    sums = (0.0, 0.0, 0.0, 0.0, 0.0)
     for t in range(n_rounds):
         round_d = 0.0
         round_c = 0.0
         for k in range(committee):
-            n = node[k, t]
-            d = distance(scores[k, t], reference[own * k, t])
-            by_node[n, 0] += 1.0
-            by_node[n, 1] += d
-            by_node[n, 2] += d * d
+            n = np.uint64(node[k, t])
+            d = distance(scores[k, t], reference[own * np.uint64(k), t])
+            add_seat(by_node, n, d)
             round_d += d
             round_c += node_cost[n]
-        d1 += round_d
-        d2 += round_d * round_d
-        c1 += round_c
-        c2 += round_c * round_c
-        dc += round_d * round_c
-    by_round += np.array([d1, d2, c1, c2, dc])
+        sums = add_round(sums, round_d, round_c)
+    by_round += np.array(sums)
 
 
 def truth_ranks(tie: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -6,10 +6,10 @@ import pytest
 import reference
 from generators import dense_log, gappy_log
 
-from poq import metrics
+from poq import engine, fused, metrics
 from poq.rounds import make_pool, sample_rounds
 from poq.scorelog import score_matrix
-from poq.simulate import Scenario, run
+from poq.simulate import Scenario, grid, run
 from poq.streams import stream
 from poq.synthetic import synthetic_log
 from poq.trust import TRUST_RULES, run_trust
@@ -122,6 +122,42 @@ def test_trust_rules_in_the_engine(rule):
     assert row["audits"] == shown.sum()
 
 
+@pytest.mark.parametrize("rule", [name for name, rule in TRUST_RULES.items() if rule in fused.PLAY])
+@pytest.mark.parametrize("committee", [1, 2, 5, 21])
+def test_one_pass_and_stage_by_stage_are_the_same(monkeypatch, rule, committee):
+    """With the honest run in the same loop, with each run in a loop of its own, and in stages."""
+    log = pd.concat([dense_log(), dense_log(seed=5).assign(task="summary")])
+    attacks = ["none", "boost", "noise"]  # the honest run is shown, or runs beside one of two attacks
+    shares = [0.0, 0.3]
+    grid_ = grid(
+        task=["qa", "summary"],
+        rule=rule,
+        attack=attacks,
+        malicious_share=shares,
+        committee=committee,
+        n_nodes=25,
+        burn_in=[0, 100],
+        n_rounds=13_000,
+        rule_options={"rate": 0.3},
+    )
+    attacked = [scenario for scenario in grid_ if scenario.attack != "none" and scenario.malicious_share]
+
+    def play():
+        return [run(log, part, trials=2, seed=4, progress=False, item_sums=True) for part in (grid_, attacked)]
+
+    taken = []
+    for name, function in fused.PLAY_TWICE.items():
+        monkeypatch.setitem(engine.PLAY_TWICE, name, lambda *a, f=function, **k: taken.append(1) or f(*a, **k))
+    in_one_loop = play()
+    assert taken
+    monkeypatch.setattr(engine, "PLAY_TWICE", {})
+    alone = play()
+    monkeypatch.setattr(engine, "PLAY", {})
+    for one, two, three in zip(in_one_loop, alone, play()):
+        pd.testing.assert_frame_equal(one, three, rtol=1e-9, atol=1e-9)
+        pd.testing.assert_frame_equal(two, three, rtol=1e-9, atol=1e-9)
+
+
 def test_scenarios_side_by_side_change_nothing():
     """All scenarios of this file in one call, in two orders, against one call each."""
     log = LOGS["gaps"]()
@@ -147,10 +183,11 @@ def test_pay_is_measured_on_the_scale(monkeypatch, rule, reference):
     log = synthetic_log(np.random.default_rng(0), n_items=100, n_models=3, evaluators=traits, task="qa")
     seen = []
 
-    def note(sums, output, node, consensus, scores, compared, *args):
-        seen.append((compared.min(), compared.max(), consensus.min(), consensus.max()))
+    def note(sums, node, scores, compared, *args):
+        seen.append((compared.min(), compared.max()))
 
-    monkeypatch.setattr(metrics, "add_pay", note)
+    monkeypatch.setattr(engine, "PLAY", {})  # stage by stage, so that the reference of the pay is seen
+    monkeypatch.setattr(metrics, "add_evaluator_pay", note)
     run(log, Scenario("qa", rule, pay_reference=reference, calibration=(0, 10)), trials=1, seed=0, progress=False)
     assert 0 <= np.min(seen) <= np.max(seen) <= 10
 

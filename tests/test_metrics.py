@@ -118,9 +118,9 @@ def test_pay_by_hand():
     Round 2: nodes 1, 2 report 2, 10; c = 6; d = 0.4, 0.4; pay 0.1, -0.4.
     """
     sums = metrics.start_sums(3, 2)
-    arrays = np.array([0, 1]), np.array([[0, 1], [1, 2]]), np.array([6.0, 6.0]), np.array([[4.0, 8.0], [2.0, 10.0]])
-    cost, malicious = np.array([0.0, 0.5, 1.0]), np.array([False, False, True])
-    metrics.add_pay(sums, *arrays, np.array([6.0, 6.0]), np.array([1, 0]), cost)
+    consensus, cost, malicious = np.array([6.0, 6.0]), np.array([0.0, 0.5, 1.0]), np.array([False, False, True])
+    metrics.add_inference_pay(sums, np.array([0, 1]), consensus, np.array([1, 0]))
+    metrics.add_evaluator_pay(sums, np.array([[0, 1], [1, 2]]), np.array([[4.0, 8.0], [2.0, 10.0]]), consensus, cost)
     row = metrics.evaluator_pay_row(sums, malicious, cost, 2, alpha=1.0, beta=1.0)
     pays = np.array([0.8, 0.3, 0.1, -0.4])
     expected = {
@@ -160,9 +160,8 @@ def test_pay_is_measured_by_the_deviation_of_rewards():
     for reference in (consensus, rng.random((500, 4)) * 10):
         sums = metrics.start_sums(9, 2)
         for part in np.split(np.arange(500), [3, 200]):
-            metrics.add_pay(
-                sums, output[part], node[part], consensus[part], scores[part], reference[part], model, np.zeros(9)
-            )
+            metrics.add_inference_pay(sums, output[part], consensus[part], model)
+            metrics.add_evaluator_pay(sums, node[part], scores[part], reference[part], np.zeros(9))
         d = deviation(scores, reference)
         for n in range(9):
             np.testing.assert_allclose(sums.node[n], [(node == n).sum(), d[node == n].sum(), (d[node == n] ** 2).sum()])
@@ -174,8 +173,9 @@ def test_pay_is_measured_by_the_deviation_of_rewards():
 def test_nobody_in_a_group():
     """No malicious node, a node that never sat, a model that never answered: NaN, not a number made up."""
     sums = metrics.start_sums(3, 2)
-    arrays = np.array([0]), np.array([[0, 1]]), np.array([5.0]), np.array([[4.0, 6.0]])
-    metrics.add_pay(sums, *arrays, np.array([5.0]), np.array([0]), np.zeros(3))
+    consensus = np.array([5.0])
+    metrics.add_inference_pay(sums, np.array([0]), consensus, np.array([0]))
+    metrics.add_evaluator_pay(sums, np.array([[0, 1]]), np.array([[4.0, 6.0]]), consensus, np.zeros(3))
     row = metrics.evaluator_pay_row(sums, np.zeros(3, dtype=bool), np.zeros(3), 2, alpha=0.7, beta=0.3)
     assert np.isnan(row["evaluator_reward_malicious"])
     assert np.isnan(row["evaluator_reward_malicious_sd"])

@@ -317,11 +317,11 @@ def spy(scores):
 
 
 def reports_seen(log, **fields):
-    """All reports that a rule saw, (R, K): honest ones and attacked ones, which come in turn, block by block."""
+    """All reports that a rule saw, (R, K): honest ones and attacked ones, which come first, in turn, block by block."""
     scenario = small(rule="spy", **fields)
     SEEN.clear()
     run(log, scenario, trials=1)
-    return np.concatenate(SEEN[::2]), np.concatenate(SEEN[1::2])
+    return np.concatenate(SEEN[1::2]), np.concatenate(SEEN[::2])
 
 
 @pytest.fixture
