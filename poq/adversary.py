@@ -38,7 +38,7 @@ KNOWN = (
     {"shift": -3.0, "partner_shift": 6.0},
 )
 POPULATION = 40  # candidates that are played side by side
-SHORTLIST = 8  # candidates that are scored a second time
+SHORTLIST = 5  # candidates that are scored a second time
 
 # What an attacker may want, as a column of the result; a minus sign means: as little as possible.
 OBJECTIVES = {
