@@ -31,7 +31,7 @@ STYLE = """<style>
 .sweep.long tbody th { min-width: 15rem; }
 .sweep.long td { min-width: 8rem; }
 .sweep td.number { text-align: right; }
-.sweep small { display: block; color: var(--pst-color-text-muted); }
+.sweep small { display: block; font-weight: 400; color: var(--pst-color-text-muted); }
 .sweep-figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
 .bd-article .sweep-figures figure { margin: 0; }
 @media (min-width: 601px) { .bd-article .sweep-figures img { width: 100%; } }
@@ -311,9 +311,9 @@ def _figures(sweep: Sweep, good: list[Outcome], folder: Path) -> list[str]:
             captions.setdefault(name, about["figure"].get("caption", ""))
             run = _label(sweep, outcome)
             alt = html.escape(f"Run {outcome.number}, {run}. {about.get('image', {}).get('alt', '')}")
-            picture = f'<a href="figures/{file}"><img src="figures/{file}" alt="{alt}" loading="lazy"></a>'
-            said = f"<figcaption><strong>run {outcome.number}</strong>, {html.escape(run)}</figcaption>"
-            pictures.setdefault(name, []).append(f"<figure>{picture}{said}</figure>")
+            picture = f'<a href="figures/{file}"><img src="figures/{file}" alt="{alt}"></a>'
+            caption = f'<span class="caption-text">run {outcome.number}: {html.escape(run)}</span>'
+            pictures.setdefault(name, []).append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
     if not pictures:
         return []
     parts = ["## Figures", "A picture leads to itself in full size."]
