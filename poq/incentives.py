@@ -510,12 +510,14 @@ def bribes(
     resample: str = "none",
     trials: int,
     seed: int,
+    base: str = "truthful",
     alpha: float = 0.7,
 ) -> pd.DataFrame:
     """What colluders lose who lift a partner's outputs, and what the partner gains, per round of the partner.
 
     A share of 0 stands for a single colluder. Under a rule without memory all models are the partner in turn; under a
-    rule with memory one of them per trial, and only its rounds count.
+    rule with memory one of them per trial, and only its rounds count. With base "belief" all report their best estimate
+    instead of their own score, and colluders lift that.
 
     Returns
     -------
@@ -524,10 +526,12 @@ def bribes(
         consensus), and under each pay rule what the colluders together lose against a run in which nobody lifts.
     """
     _check_names("rule", rules, [*AGGREGATORS, *TRUST_RULES])
+    _check_names("base", [base], ("truthful", "belief"))
     size_of = {"committee": committee, "n_rounds": n_rounds, "n_nodes": n_nodes, "resample": resample}
     rows = []
     for trial in range(trials):
         rounds = draw_rounds(matrix, seed=seed, trial=trial, **size_of)
+        rounds = rounds._replace(honest=reports(rounds, base))
         size = len(rounds.order)
         for rule in rules:
             partner = None if rule in AGGREGATORS else trial % len(matrix.models)

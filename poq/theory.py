@@ -245,7 +245,7 @@ def unanimous_bias(
         raise ValueError(f"held must lie between 0 and the committee {committee}, not {held}")
     reach = SCORE_MAX - score if up else -score
     if held in (0, committee):
-        return reach * (held == committee)
+        return reach * (held == committee) + 0.0
     if rule == "mean":
         part = held / committee
     elif rule == "median":
@@ -260,7 +260,7 @@ def unanimous_bias(
         kept = np.clip((held - out) / (committee - 2 * out), 0.0, 1.0)
         # Of the winsorised mean the cut seats on this side follow the malicious ones.
         part = held / committee if rule == "winsorised_mean" and 0 < kept < 1 else kept
-    return float(reach * part)
+    return float(reach * part) + 0.0  # no minus zero
 
 
 def worst_bias(rule: Callable, honest, held: int, *, monotone: bool, steps: int = 201, rounds: int = 3):

@@ -298,6 +298,13 @@ def test_bribes_by_hand(matrix):
     assert one["closeness"] > 0
     # Unbiased nodes lose alpha (b / 10)^2 each under the proper score, on average.
     assert all_["audit_scored"] == pytest.approx(5 * 0.7 * 0.0025, rel=0.35)
+    estimates = incentives.bribes(
+        calm, rules=["mean"], shares=[1.0], lifts=[0.5], n_rounds=800, trials=1, seed=0, base="belief"
+    ).iloc[0]
+    assert estimates["partner"] == pytest.approx(0.035)
+    assert estimates["audit_scored"] == pytest.approx(5 * 0.7 * 0.0025, rel=0.15)
+    with pytest.raises(ValueError, match="unknown base 'lazy'"):
+        incentives.bribes(calm, rules=["mean"], shares=[1.0], lifts=[0.5], trials=1, seed=0, base="lazy")
 
 
 def test_pay_ranks_follow_the_majority_under_closeness_and_the_truth_under_audits():
