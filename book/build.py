@@ -508,7 +508,7 @@ def _copy_results(stage: Path, html: Path) -> None:
 
 def _alone(stage: Path, folder: str, stem: str) -> None:
     """Reduce the stage to one chapter and the pages it leans on."""
-    kept = [page for page in ("notation", "bibliography") if (stage / f"{page}.md").is_file()]
+    kept = [page for page in ("notation", "glossary", "bibliography") if (stage / f"{page}.md").is_file()]
     toc = {"format": "jb-book", "root": f"{folder}/{stem}", "chapters": [{"file": page} for page in kept]}
     (stage / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
     notebook = stage / folder / f"{stem}.ipynb"
