@@ -18,7 +18,7 @@ from poq import metrics
 from poq.aggregators import leave_one_out, weighted_mean
 from poq.attacks import Context, History, asks_for
 from poq.fused import PLAY, PLAY_TWICE
-from poq.rewards import normalise_cost
+from poq.rewards import fill_cost, normalise_cost
 from poq.rounds import Pool, block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
 from poq.scorelog import SCORE_MAX, ScoreMatrix, best_evaluator
 from poq.streams import stream
@@ -379,7 +379,7 @@ def _pay_row(stage: Stage, track: Track, honest_track: Track, bad, pay: dict) ->
     now = metrics.pay_per_round(track.sums, bad, *costs, pay=pay)
     before = metrics.pay_per_round(honest_track.sums, bad, *costs, pay=pay)
     seats = track.sums.node[:, 0]
-    raw_cost = stage.matrix.evaluator_cost[stage.pool.evaluator]
+    raw_cost = fill_cost(stage.matrix.evaluator_cost)[stage.pool.evaluator]
     evaluator = {"alpha": pay["evaluator_alpha"], "beta": pay["evaluator_beta"]}
     inference = {"alpha": pay["inference_alpha"], "beta": pay["inference_beta"]}
     return {

@@ -55,14 +55,20 @@ def inference_reward(consensus, cost, *, alpha: float = 0.7, beta: float = 0.3):
     return reward(np.asarray(consensus, dtype=np.float64) / SCORE_MAX, cost, alpha=alpha, beta=beta)
 
 
-def normalise_cost(cost) -> np.ndarray:
-    """Costs of one role brought to [0, 1] by min-max.
-
-    A role whose costs are all unknown, or all equal, costs 0; an unknown cost among known ones is their median.
-    """
+def fill_cost(cost) -> np.ndarray:
+    """Costs of one role, an unknown one (NaN) among known ones as their median; all unknown stay NaN."""
     cost = np.asarray(cost, dtype=np.float64)
     known = cost[~np.isnan(cost)]
-    if len(known) == 0 or known.min() == known.max():
-        return np.zeros_like(cost)
-    filled = np.where(np.isnan(cost), np.median(known), cost)
-    return (filled - known.min()) / (known.max() - known.min())
+    return np.where(np.isnan(cost), np.median(known), cost) if len(known) else cost
+
+
+def normalise_cost(cost) -> np.ndarray:
+    """Costs of one role brought to [0, 1] by min-max, gaps filled as in :func:`fill_cost`.
+
+    A role whose costs are all unknown, or all equal, costs 0.
+    """
+    filled = fill_cost(cost)
+    low, high = filled.min(initial=np.inf), filled.max(initial=-np.inf)
+    if not low < high:
+        return np.zeros_like(filled)
+    return (filled - low) / (high - low)

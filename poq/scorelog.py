@@ -23,6 +23,7 @@ ROUNDING = 1e-12  # product of two standard deviations; less is what rounding le
 KEYS = ("task", "item", "model", "evaluator")
 REQUIRED = (*KEYS, "score", "truth")
 COSTS = ("cost", "model_cost")
+COLUMNS = (*REQUIRED, *COSTS, "truth_alt", "reference_based", "split")  # all that a log of ours has, in order
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 
 

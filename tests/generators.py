@@ -87,6 +87,7 @@ def gappy_log(*, seed: int = 0, share: float = 0.35) -> pd.DataFrame:
     log["truth"] = np.round(log["truth"], 1) / 10
     log.loc[rng.random(len(log)) < share, "score"] = np.nan
     log.loc[log["model"] == "model-01", "model_cost"] = np.nan
+    log.loc[log["evaluator"] == log["evaluator"].iloc[0], "cost"] = np.nan
     log = log[rng.random(len(log)) > 0.1]
     other = dense_log(seed=seed + 1, n_items=12, n_evaluators=4).assign(task="summary", cost=np.nan, model_cost=np.nan)
     return pd.concat([log, other], ignore_index=True).sample(frac=1, random_state=seed, ignore_index=True)

@@ -161,6 +161,8 @@ def row(log, scenario, *, seed: int, trial: int) -> dict[str, float]:
 
     raw_cost = [mean_cost("cost", "evaluator", name) for name in names]
     raw_model_cost = [mean_cost("model_cost", "model", name) for name in models]
+    told = sorted(cost for cost in raw_cost if not math.isnan(cost))
+    told_cost = [statistics.median(told) if math.isnan(cost) and told else cost for cost in raw_cost]
 
     matrix = score_matrix(log, task=s.task, calibration=s.calibration, truth_range=s.truth_range)
     shape = dict(committee=s.committee, n_nodes=s.n_nodes, min_available=s.min_available)
@@ -250,7 +252,7 @@ def row(log, scenario, *, seed: int, trial: int) -> dict[str, float]:
         "inference_reward": mean(inference),
         "inference_reward_sd": sd(inference),
         **{f"inflation_{name}": now[name] - before[name] for name in now},
-        "verification_cost": mean([sum(raw_cost[runs[n]] for n in nodes[t]) for t in counted]),
+        "verification_cost": mean([sum(told_cost[runs[n]] for n in nodes[t]) for t in counted]),
         "attack_shift": mean([shift for shift, hit in said if hit]),
         "attack_shift_all": mean([shift for shift, _ in said]),
     }

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poq import scorelog
-from poq.workload import collect, judge_parsing, study
+from poq.workload import asking, collect, journal, judge_parsing, study
 from poq.workload.evaluators import EVALUATORS
 
 KEY = "sk-Very/Secret+0123456789"
@@ -132,7 +132,7 @@ def no_ambient_settings(monkeypatch):
         if name.startswith(("OPENAI_", "AZURE_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(collect, "MAX_WAIT", 5.0)
+    monkeypatch.setattr(asking, "MAX_WAIT", 5.0)
     connect = socket.socket.connect
 
     def local_only(self, address):
@@ -195,7 +195,7 @@ def run(path, *options):
     return collect.main([str(path), *options])
 
 
-def journal(path):
+def records(path):
     lines = (path.parent / "study_collected" / "journal.jsonl").read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[1:] if line]
 
@@ -289,7 +289,7 @@ def test_only_what_changed_is_asked_again(server, tmp_path, capsys):
     assert server.prompts("a").total() == 4
     assert server.prompts("b").total() == 7
     assert "replies to other settings or items, left in place and not used" in capsys.readouterr().out
-    assert len(journal(path)) == 11
+    assert len(records(path)) == 11
 
 
 def test_a_changed_answer_is_judged_anew(server, tmp_path):
@@ -471,9 +471,9 @@ def run_beside_a_good_node(server, tmp_path, act, case):
     nodes = [node(server, "bad", timeout=TIMEOUTS.get(case, 30), concurrency=1), node(server, "good")]
     path = write_study(tmp_path, rows=items(1), nodes=nodes)
     code = run(path)
-    [good] = [record for record in journal(path) if record["model"] == "good"]
+    [good] = [record for record in records(path) if record["model"] == "good"]
     assert good["status"] == "ok"
-    [bad] = [record for record in journal(path) if record["model"] == "bad"]
+    [bad] = [record for record in records(path) if record["model"] == "bad"]
     return code, bad, path
 
 
@@ -495,7 +495,7 @@ def test_malformed_replies_are_kept_and_counted(case, server, tmp_path, capsys):
     code, record, path = run_beside_a_good_node(server, tmp_path, act, case)
     assert code == 0
     assert (record["status"], record["reason"], record["tries"]) == ("malformed", reason, 1)
-    assert len(record["raw"]) <= collect.RAW_KEPT
+    assert len(record["raw"]) <= asking.RAW_KEPT
     if case == "invalid JSON":
         assert record["raw"] == '{"choices": [{"mess'
     assert set(read_log(path)["model"]) == {"good"}  # no truth, so no row; and no zero either
@@ -535,7 +535,7 @@ def test_half_characters_and_control_characters_survive(server, tmp_path):
     server.acts["a"] = raw('{"choices": [{"message": {"content": "a\\ud800b\\u0000\\u202e\\u001b[31m=1+1"}}]}')
     path = write_study(tmp_path, rows=items(1), nodes=[node(server)], evaluators=[{"kind": "metric", "names": "all"}])
     assert run(path) == 0
-    assert journal(path)[0]["text"] == "a\ufffdb\x00\u202e\x1b[31m=1+1"
+    assert records(path)[0]["text"] == "a\ufffdb\x00\u202e\x1b[31m=1+1"
     read_log(path)
 
 
@@ -551,7 +551,7 @@ def test_what_a_terminal_shows_is_harmless(server, tmp_path, capsys):
     "usage", [[], "many", {"prompt_tokens": -1, "completion_tokens": True}, {"prompt_tokens": 1e300}]
 )
 def test_strange_usage_counts_as_unknown(usage):
-    reply = collect.read_reply(completion("x", usage=usage).encode())
+    reply = asking.read_reply(completion("x", usage=usage).encode())
     assert (reply.status, reply.prompt_tokens, reply.completion_tokens) == ("ok", None, None)
 
 
@@ -566,16 +566,16 @@ def test_retry_after_is_honoured_by_all_workers(server, tmp_path):
 
 def test_waits_double_with_jitter_and_have_a_limit():
     def wait(number, after=None, draw=0.5):
-        return collect.wait_before(number, 1.0, after, draw)
+        return asking.wait_before(number, 1.0, after, draw)
 
     assert [wait(number, draw=0.0) for number in range(4)] == [0.5, 1.0, 2.0, 4.0]
     assert 0.5 < wait(0, draw=0.3) < wait(0, draw=0.6) < 1.0
     assert wait(0, after=3.0, draw=0.0) == 3.0
     assert wait(0, after=0.0, draw=0.0) == 0.5
-    assert wait(500) == wait(0, after=1e9) == collect.MAX_WAIT
+    assert wait(500) == wait(0, after=1e9) == asking.MAX_WAIT
     headers = {None: None, "2.5": 2.5, "-3": 0.0, "nan": None, "inf": None, "soon": None, "": None}
-    assert {text: collect.read_retry_after(text, 0.0) for text in headers} == headers
-    assert collect.read_retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 40.0) == 60.0
+    assert {text: asking.read_retry_after(text, 0.0) for text in headers} == headers
+    assert asking.read_retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 40.0) == 60.0
 
 
 def test_a_node_that_dies_is_reported_and_the_rest_goes_on(server, tmp_path, capsys):
@@ -659,7 +659,7 @@ def test_an_ended_collection_goes_on_without_asking_twice(ending, server, tmp_pa
         assert begun.returncode == 130
         assert errors.rstrip().endswith("the same command goes on from there")
         assert "Traceback" not in errors
-    kept = [record["item"] for record in journal(path)]
+    kept = [record["item"] for record in records(path)]
     assert 10 <= len(kept) < 40
     assert not (tmp_path / "study_collected" / "score_log.csv.gz").exists()
     assert run(path) == 0
@@ -708,7 +708,7 @@ def test_junk_in_the_journal_is_passed_over(junk, server, tmp_path):
 
 def test_two_collections_do_not_share_a_folder(server, tmp_path, capsys):
     path = write_study(tmp_path, nodes=[node(server)])
-    with collect.open_journal(tmp_path / "study_collected", study="study.toml"):
+    with journal.open_journal(tmp_path / "study_collected", study="study.toml"):
         assert run(path) == 1
     assert "another collection is running in this folder" in capsys.readouterr().err
     assert not server.seen
@@ -773,7 +773,7 @@ def test_a_key_that_comes_back_is_removed_everywhere(place, server, tmp_path, mo
     shown = capfd.readouterr()
     assert secrets_in(everything_shown(tmp_path, shown.out, shown.err)) == []
     echoed = place not in ("usage",)
-    assert (collect.MASK in everything_shown(tmp_path)) == echoed
+    assert (journal.MASK in everything_shown(tmp_path)) == echoed
     assert ("it sent the key back" in shown.out) == (report(path)["nodes"][0]["key_echoed"] > 0)
 
 
@@ -800,10 +800,10 @@ def test_not_even_an_error_of_ours_shows_a_key(server, tmp_path, monkeypatch, ca
     async def broken(client, endpoint, prompt):
         raise RuntimeError(f"headers: Bearer {KEY}")
 
-    monkeypatch.setattr(collect, "send", broken)
+    monkeypatch.setattr(asking, "send", broken)
     assert run(write_study(tmp_path, nodes=[node(server, api_key_env="MY_KEY")])) == 1
     shown = capfd.readouterr().err
-    assert f"headers: Bearer {collect.MASK}" in shown
+    assert f"headers: Bearer {journal.MASK}" in shown
     assert secrets_in(everything_shown(tmp_path, shown)) == []
 
 
@@ -816,7 +816,7 @@ def test_keys_are_removed_in_other_dress(form):
         "base64": base64.b64encode(key.encode()).decode(),
         "html": html.escape(key),
     }
-    assert collect.make_redact([key])(f"a {dress[form]} b").startswith(f"a {collect.MASK}")
+    assert journal.make_redact([key])(f"a {dress[form]} b").startswith(f"a {journal.MASK}")
 
 
 def test_ambient_credentials_go_nowhere(server, tmp_path, monkeypatch):
@@ -1312,7 +1312,7 @@ def test_unreadable_scores_are_kept_counted_and_empty(server, tmp_path, capsys):
     assert "unparsable: no score line (1), the score is outside its range (1)" in shown
     assert "evaluator judge: 1 scores, 2 empty: no score line (1), the score is outside its range (1)" in shown
     assert "first reply of the kind 'no score line': Ten out of ten!" in shown
-    kept = {record["item"]: record for record in journal(path) if record["kind"] == "judge"}
+    kept = {record["item"]: record for record in records(path) if record["kind"] == "judge"}
     assert kept["q1"]["text"] == "Ten out of ten!"
     assert run(path) == 0
     assert server.prompts("judge").total() == 3

@@ -20,6 +20,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # a hard dependency of scikit-learn
 from tqdm import tqdm
 
+from poq.scorelog import COLUMNS
 from poq.workload.answerers import ANSWERERS
 from poq.workload.corpus import CORPUS, CorpusError, Passage, load_corpus
 from poq.workload.evaluators import (
@@ -40,19 +41,6 @@ FOLDS = 5
 REPEATS = 5
 TIMED_OUTPUTS = 60
 KEYS = ["task", "item", "model"]
-LOG_COLUMNS = [
-    "task",
-    "item",
-    "model",
-    "evaluator",
-    "score",
-    "truth",
-    "cost",
-    "model_cost",
-    "truth_alt",
-    "reference_based",
-    "split",
-]
 # Committed scores and new ones may differ by this much: rounding, and 32-bit arithmetic inside the bi-encoder.
 TOLERANCE = {"biencoder_ref": 1e-3, "biencoder_source": 1e-3}
 DEFAULT_TOLERANCE = 2e-6
@@ -235,7 +223,7 @@ def assemble(frame: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     log["truth"], log["truth_alt"] = log["truth"].round(6), log["truth_alt"].round(6)
     for column in ("cost", "model_cost"):
         log[column] = [float(f"{value:.3g}") for value in log[column]]
-    return log[LOG_COLUMNS].sort_values([*KEYS, "evaluator"], ignore_index=True)
+    return log[[*COLUMNS]].sort_values([*KEYS, "evaluator"], ignore_index=True)
 
 
 def _rounded(log: pd.DataFrame) -> pd.Series:

@@ -48,13 +48,15 @@ def make_log() -> pd.DataFrame:
     return pd.concat(logs, ignore_index=True)
 
 
-def make_scenario(committee: int, jitter: float, n_rounds: int, n_nodes: int | None = None) -> simulate.Scenario:
-    """Boosting by 30 % of the nodes against the paper's trust rule."""
+def make_scenario(
+    committee: int, jitter: float, n_rounds: int, n_nodes: int | None = None, attack: str = "boost"
+) -> simulate.Scenario:
+    """Boosting by 30 % of the nodes, or no attack, against the paper's trust rule."""
     return simulate.Scenario(
         TASKS[0],
         rule="paper",
-        attack="boost",
-        malicious_share=SHARE,
+        attack=attack,
+        malicious_share=0.0 if attack == "none" else SHARE,
         committee=committee,
         n_nodes=n_nodes or POOLS[committee],
         jitter=jitter,
@@ -105,10 +107,10 @@ def measure_throughput(log: pd.DataFrame, *, quick: bool) -> list[dict]:
     rows = []
     size = 0.1 if quick else 1.0
     for committee, n_nodes in POOLS.items():
-        for jitter in (0.0, 0.5):
-            world = make_world(log, make_scenario(committee, jitter, 10))
-            n_rounds = {"ours": int(4e6 * size / committee)}
-            scenario = make_scenario(committee, jitter, n_rounds["ours"])
+        for jitter, attack in ((0.0, "boost"), (0.5, "boost"), (0.0, "none")):
+            world = make_world(log, make_scenario(committee, jitter, 10, attack=attack))
+            n_rounds = {"ours": int(2e7 * size / committee)}
+            scenario = make_scenario(committee, jitter, n_rounds["ours"], attack=attack)
             contenders = {"ours": partial(play_engine, log, scenario)}
             for name, (play, rounds) in _rivals(committee, size).items():
                 n_rounds[name] = rounds
@@ -119,7 +121,7 @@ def measure_throughput(log: pd.DataFrame, *, quick: bool) -> list[dict]:
                     theirs / n_rounds[name] * n_rounds["ours"] / ours for ours, theirs in zip(times["ours"], seconds)
                 ]
                 rate = n_rounds[name] / median(seconds)
-                row = {"name": name, "committee": committee, "n_nodes": n_nodes, "jitter": jitter}
+                row = {"name": name, "committee": committee, "n_nodes": n_nodes, "jitter": jitter, "attack": attack}
                 rows.append({**row, "rounds_per_second": rate, "ratio": median(ratios)})
     return rows
 
