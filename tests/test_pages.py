@@ -6,6 +6,7 @@ import inspect
 import re
 import tomllib
 
+import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -125,6 +126,18 @@ def test_the_glossary_explains_in_a_sentence_or_two_and_hangs_together(read):
     }
     assert len(links) >= 5
     assert links <= set(terms)
+
+
+def test_the_first_sentence_of_the_findings_is_what_its_figure_shows(fast_book, read):
+    """Under the worst attack, no rule gains as much over the mean as the best evaluator has over the best rule."""
+    table = pd.read_csv(fast_book / "results" / "06_sweep" / "worst_case.csv")
+    table = table[(table["metric"] == "pearson") & (table["malicious_share"] == table["malicious_share"].max())]
+    for _, part in table.groupby(["task", "committee"]):
+        value = part.set_index("rule")["value"]
+        assert value.max() - value["mean"] < part["best_single"].mean() - value.max()
+    [image] = read("intro").find("article").find_all("img")
+    assert "worst Pearson correlation" in image["alt"]
+    assert (fast_book / image["src"]).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_how_to_cite_is_the_citation_file(read):
