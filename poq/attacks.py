@@ -4,6 +4,9 @@ Every attack takes the honest scores and a mask of malicious entries, and return
 are the same bit for bit. Boosting is Eq. 18 of [robust2026] as told by [promptfoo]; the other three are named in its
 abstract, their form and all strengths are our reconstruction.
 
+All attacks share their first arguments: honest ``scores`` (..., K) in [0, 10], the mask ``malicious`` (..., K), and a
+numpy Generator ``rng``. ``by`` is a shift in points, ``probability`` that of a strike.
+
 An attack that needs to know the round takes a keyword ``context``: see :class:`Context`. One that reacts to what the
 rule did takes a keyword ``history``: see :class:`History`; it is called round by round. Attackers who adapt are ours.
 """
@@ -102,7 +105,7 @@ def _check_strength(name: str, value: float) -> None:
 def target(scores, malicious, rng, *, context: Context, by: float = 3.0, partner: int = 0):
     """Targeted collusion: lift the outputs of one inference model by `by` points and lower those of all others.
 
-    partner : number of the model in the order of names.
+    `partner` is the number of that model in the order of names.
     """
     _check_strength("by", by)
     side = np.where(np.asarray(context.model) == partner, by, -by)[..., None]

@@ -21,10 +21,22 @@ from poq.streams import stream
 class Pool(NamedTuple):
     """The nodes of a network and the outputs they can be asked about.
 
-    values : (O, E) calibrated scores; evaluator : (N,) evaluator model of each node; output : (D,) the outputs in the
-    draw (an output may stand there more than once when items are resampled); first, size : (O,) where the list of
-    nodes that scored an output begins in `nodes`, and its length; jitter : s.d. of a node's own noise, points;
-    dropped : outputs left out because fewer than `min_available` nodes scored them.
+    Attributes
+    ----------
+    values : (O, E) float array
+        Calibrated scores.
+    evaluator : (N,) int array
+        Evaluator model of each node.
+    output : (D,) int array
+        The outputs in the draw; an output may stand there more than once when items are resampled.
+    first, size : (O,) int arrays
+        Where the list of nodes that scored an output begins in `nodes`, and its length.
+    nodes : (L,) int array
+        Those lists, one after the other.
+    jitter : float
+        Standard deviation of a node's own noise, points.
+    dropped : int
+        Outputs left out because fewer than `min_available` nodes scored them.
     """
 
     values: np.ndarray
