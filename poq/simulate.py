@@ -436,7 +436,7 @@ def compare(frame: pd.DataFrame, *, baseline: str = "mean", by=()) -> pd.DataFra
     differences = frame[[*settings, "rule", "rule_options", "trial"]].copy()
     values = frame[metrics].to_numpy(dtype=float) - base[metrics].to_numpy(dtype=float)[row]
     differences = pd.concat([differences, pd.DataFrame(values, columns=metrics, index=frame.index)], axis=1)
-    differences = differences[differences["rule"] != baseline]
+    differences = differences[(differences["rule"] != baseline) | (differences["rule_options"] != "{}")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         summary = summarize(differences, [*by, "rule", "rule_options"])

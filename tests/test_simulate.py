@@ -650,6 +650,9 @@ def test_compare_needs_its_baseline(log):
         compare(other)
     twice = run(log, [small(), small(), small(rule="median")])
     assert compare(twice).set_index("metric").loc["rmse", "n"] == 2
+    # The baseline's rule with options of its own is a rule like any other.
+    options = run(log, [small(rule="trimmed_mean"), small(rule="trimmed_mean", rule_options={"cut": 0.4})])
+    assert set(compare(options, baseline="trimmed_mean")["rule_options"]) == {'{"cut": 0.4}'}
 
 
 def test_trust_rules_are_rules():
