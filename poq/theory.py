@@ -311,6 +311,22 @@ def worst_bias(rule: Callable, honest, held: int, *, monotone: bool, steps: int 
     return tuple(furthest)
 
 
+def widest_bias(rule: Callable, committee: int, held: int, *, up: bool = True) -> float:
+    """Worst-case bias, points, over all honest scores too, of a rule whose value is linear in the ordered scores.
+
+    All of MONOTONE are. While honest scores keep their order, the bias is then linear in them, so that it is largest
+    where each of them is 0 or 10: the number of zeros is all there is to try.
+    """
+    if not 0 <= held < committee:
+        raise ValueError(f"held must lie between 0 and {committee - 1}, not {held}")
+    side = int(up)
+    found = [
+        worst_bias(rule, SCORE_MAX * (np.arange(committee - held) >= zeros), held, monotone=True)[side]
+        for zeros in range(committee - held + 1)
+    ]
+    return max(found) if up else min(found)
+
+
 class Mirror(NamedTuple):
     """Two worlds with the same reports: reports (O, N); truth and its mirror (O,); aligned (N,) in the first world."""
 

@@ -166,6 +166,27 @@ def test_worst_bias_on_any_honest_scores(rule):
                 assert found[1] >= brute[1] - 0.1
 
 
+@pytest.mark.parametrize("rule", theory.MONOTONE)
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_the_widest_bias_is_what_brute_force_over_honest_scores_finds(rule, held):
+    function, committee = AGGREGATORS[rule], 5
+    honest = np.array(list(itertools.combinations_with_replacement(np.linspace(0, 10, 6), committee - held)))
+    for up, end in ((True, 10.0), (False, 0.0)):
+        moved = function(np.column_stack([honest, np.full((len(honest), held), end)])) - function(honest)
+        furthest = moved.max() if up else moved.min()
+        assert theory.widest_bias(function, committee, held, up=up) == pytest.approx(furthest, abs=1e-9)
+        assert abs(furthest) >= abs(theory.unanimous_bias(rule, committee, held, 10.0 - end, up=up)) - 1e-9
+
+
+def test_two_seats_of_five_turn_the_median_of_a_divided_committee():
+    """Of the honest scores 0, 0, 10 the median is 0; two malicious tens make it 10."""
+    assert theory.widest_bias(AGGREGATORS["median"], 5, 2) == 10
+    assert theory.widest_bias(AGGREGATORS["mean"], 5, 2) == pytest.approx(4)
+    assert theory.widest_bias(AGGREGATORS["mean"], 5, 0) == 0
+    with pytest.raises(ValueError, match="held"):
+        theory.widest_bias(AGGREGATORS["mean"], 5, 5)
+
+
 def test_worst_bias_without_malicious_seats_and_without_a_closed_form():
     assert theory.worst_bias(np.mean, [1.0, 2.0], 0, monotone=True) == (0.0, 0.0)
     with pytest.raises(ValueError, match="huber"):
