@@ -296,34 +296,38 @@ def _tables(tables: dict[str, int]) -> list[str]:
 
 
 def _figures(sweep: Sweep, good: list[Outcome], folder: Path) -> list[str]:
-    """Every figure of the chapter, one picture per run."""
+    """Every figure of the chapter: one picture per run, or a single one where all runs drew the same."""
     folder.mkdir()
-    pictures: dict[str, list[str]] = {}
-    captions: dict[str, str] = {}
+    drawn: dict[str, list[tuple[Outcome, str]]] = {}
+    about: dict[str, dict] = {}
     for outcome in good:
         for metadata, output in _notebook(outcome):
-            about, png = metadata.get("mystnb", {}), output.get("data", {}).get("image/png")
-            name = about.get("figure", {}).get("name")
-            if png is None or name is None:
-                continue
-            file = f"run-{outcome.number}-{re.sub(r'[^A-Za-z0-9-]+', '-', name)}.png"
-            (folder / file).write_bytes(base64.b64decode("".join(png)))
-            captions.setdefault(name, about["figure"].get("caption", ""))
-            run = _label(sweep, outcome)
-            alt = html.escape(f"Run {outcome.number}, {run}. {about.get('image', {}).get('alt', '')}")
-            picture = f'<a href="figures/{file}"><img src="figures/{file}" alt="{alt}"></a>'
-            caption = f'<span class="caption-text">run {outcome.number}: {html.escape(run)}</span>'
-            pictures.setdefault(name, []).append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-    if not pictures:
+            cell, png = metadata.get("mystnb", {}), output.get("data", {}).get("image/png")
+            name = cell.get("figure", {}).get("name")
+            if png is not None and name is not None:
+                about.setdefault(name, cell)
+                drawn.setdefault(name, []).append((outcome, "".join(png)))
+    if not drawn:
         return []
     parts = ["## Figures", "A picture leads to itself in full size."]
-    for number, (name, figures) in enumerate(pictures.items(), start=1):
-        parts += [
-            f"### Figure {number}",
-            re.sub(r"\{[\w:]+\}`([^`]*)`", r"\1", captions[name]),
-            f'<div class="sweep-figures">{"".join(figures)}</div>',
-        ]
+    for number, (name, pictures) in enumerate(drawn.items(), start=1):
+        same = len(pictures) > 1 and len({png for _, png in pictures}) == 1
+        alt = about[name].get("image", {}).get("alt", "")
+        figures = []
+        for outcome, png in pictures[:1] if same else pictures:
+            file = f"run-{outcome.number}-{re.sub(r'[^A-Za-z0-9-]+', '-', name)}.png"
+            (folder / file).write_bytes(base64.b64decode(png))
+            whose = "the same in every run" if same else f"run {outcome.number}: {_label(sweep, outcome)}"
+            figures.append(_picture(f"figures/{file}", f"{whose[0].upper()}{whose[1:]}. {alt}", whose))
+        # Roles of the book's Markdown mean nothing here; their words do.
+        caption = re.sub(r"\{[\w:]+\}`([^`]*)`", r"\1", about[name]["figure"].get("caption", ""))
+        parts += [f"### Figure {number}", caption, f'<div class="sweep-figures">{"".join(figures)}</div>']
     return parts
+
+
+def _picture(file: str, alt: str, caption: str) -> str:
+    image = f'<a href="{file}"><img src="{file}" alt="{html.escape(alt)}"></a>'
+    return f'<figure>{image}<figcaption><span class="caption-text">{html.escape(caption)}</span></figcaption></figure>'
 
 
 # ---------------------------------------------------------------------------------------------------- small things

@@ -6,7 +6,7 @@
     combine = "product"  # every combination; "paired": the first values together, then the second ones, ...
 
     [parameters]
-    calibration = ["minmax", "rank"]
+    committee = [3, 7]
     beta = [0.1, 0.3, 0.5]
 
 Each run is what ``make chapter`` would make of the same values, in the same folder and from the same cache, so that a

@@ -177,13 +177,17 @@ provenance.save_table(run, claims, "claims")
 provenance.glue("one_half", n_rounds / 2)
 provenance.glue("one_seed", seed)
 provenance.glue("one_word", "text")
-plt.plot([0, 1])
+plt.plot([0, n_rounds])
+plt.show()"""
+SAME = """plt.plot([0, 1])
 plt.show()"""
 
 
 def _chapter_with_everything(book: Path) -> None:
     figure = {"mystnb": {"figure": {"name": "fig-one", "caption": "A {cite:p}`poq2024` line."}, "image": {"alt": "Up"}}}
-    parts = ["# One", (PARAMETERS, {"tags": ["parameters"]}), (START.format(stem="01_one"), {}), (CODE, figure)]
+    same = {"mystnb": {"figure": {"name": "fig-same", "caption": "Another"}, "image": {"alt": '"Flat"'}}}
+    parts = ["# One", (PARAMETERS, {"tags": ["parameters"]}), (START.format(stem="01_one"), {})]
+    parts += [(CODE, figure), (SAME, same)]
     write_notebook(book / "chapters" / "01_one.ipynb", parts)
 
 
@@ -237,8 +241,9 @@ def test_runs_stand_side_by_side_and_a_failing_one_spoils_no_other(tiny_book, la
     assert re.search(r"<code>one_half</code></th><td[^>]*>2\.5</td><td[^>]*>4\.5</td>", html)
     assert "one_word" not in html
     assert re.findall(r'<img src="figures/[^"]+" alt="([^"]+)"', html) == [
-        "Run 1, n_rounds = 5. Up",
-        "Run 3, n_rounds = 9. Up",
+        "Run 1: n_rounds = 5. Up",
+        "Run 3: n_rounds = 9. Up",
+        "The same in every run. &quot;Flat&quot;",
     ]
 
     joined = pd.read_csv(page.parent / "tables" / "numbers.csv", dtype=str, keep_default_na=False)
