@@ -9,9 +9,10 @@ from conftest import ROOT
 
 from book.build import toc_pages
 from book.check import check_html
-from poq.chapters import list_chapters, read_parameters
+from poq.chapters import list_chapters, list_notebooks, read_parameters
 
 CHAPTERS = list(list_chapters())
+PAGES = {stem: f"{path.parent.name}/{stem}" for stem, path in list_notebooks().items()}  # readers' studies too
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ IMAGES = """[...document.querySelectorAll('article img, main img')].map(
 
 def test_the_pages_are_whole(fast_book, pages):
     assert check_html(fast_book, pages) == []
-    assert {f"chapters/{stem}" for stem in CHAPTERS} <= set(pages)
+    assert set(PAGES.values()) <= set(pages)
     assert CHAPTERS
 
 
@@ -47,9 +48,9 @@ def test_every_page_reads_without_a_network_or_an_error(visit, pages):
     assert formulas > 0
 
 
-@pytest.mark.parametrize("stem", CHAPTERS)
+@pytest.mark.parametrize("stem", PAGES)
 def test_a_chapter_has_a_figure_and_says_that_it_is_fast(visit, stem):
-    page, _ = visit(f"chapters/{stem}.html")
+    page, _ = visit(f"{PAGES[stem]}.html")
     assert page.evaluate(IMAGES)
     assert "Fast profile" in page.locator(".bd-header-announcement").inner_text()
     assert page.locator("article h1").count() == 1
@@ -85,7 +86,7 @@ def test_there_is_one_search_field_and_it_finds_a_word(visit):
     assert buttons.count() == 1
 
 
-@pytest.mark.parametrize("stem", CHAPTERS)
+@pytest.mark.parametrize("stem", PAGES)
 def test_a_chapter_leaves_tables_with_records(fast_book, stem):
     folder = fast_book / "results" / stem
     tables = sorted(folder.glob("*.csv"))
@@ -93,12 +94,12 @@ def test_a_chapter_leaves_tables_with_records(fast_book, stem):
     for table in tables:
         record = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
         assert record["profile"] == "fast"
-        assert set(record["parameters"]) == set(read_parameters(list_chapters()[stem]))
+        assert set(record["parameters"]) == set(read_parameters(list_notebooks()[stem]))
 
 
-@pytest.mark.parametrize("stem", CHAPTERS)
+@pytest.mark.parametrize("stem", PAGES)
 def test_an_executed_chapter_shows_nothing_that_changes(fast_book, stem):
-    text = Path(fast_book, "_sources", "chapters", f"{stem}.ipynb").read_text(encoding="utf-8")
+    text = Path(fast_book, "_sources", f"{PAGES[stem]}.ipynb").read_text(encoding="utf-8")
     outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
     warned = ["".join(output["text"]) for output in outputs if output.get("name") == "stderr"]
     assert warned == []
@@ -110,7 +111,7 @@ def test_an_executed_chapter_shows_nothing_that_changes(fast_book, stem):
 def test_the_status_page_tells_how_the_pages_were_made(fast_book):
     status = json.loads((fast_book / "status.json").read_text(encoding="utf-8"))
     assert status["profile"] == "fast"
-    assert [run["chapter"] for run in status["chapters"]] == CHAPTERS
+    assert [run["chapter"] for run in status["chapters"]] == list(PAGES)
     text = (fast_book / "status.html").read_text(encoding="utf-8")
     for run in status["chapters"]:
         assert run["seconds"] > 0
