@@ -87,11 +87,19 @@ def write_bundle(source: Path, target: Path, *, book: Path) -> Path:
 
 
 def read_files(source: Path, book: Path) -> list[Path]:
-    """Files of the book that a notebook names in its code, by a path such as ``../data/x.csv``."""
+    """Files of the book that a notebook names in its code, by a path such as ``../data/x.csv`` or beside such a file."""
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    named = {(source.parent / name).resolve() for name in re.findall(r"""["']([^"'\n]+\.[\w.]+)["']""", code)}
-    return sorted(path for path in named if path.is_relative_to(book.resolve()) and path.is_file())
+    names = set(re.findall(r"""["']([\w./-]+\.\w+)["']""", code))
+    found = _inside(source.parent, names, book)
+    for folder in {path.parent for path in found}:
+        found |= _inside(folder, names, book)
+    return sorted(found)
+
+
+def _inside(folder: Path, names: set[str], book: Path) -> set[Path]:
+    paths = {(folder / name).resolve() for name in names}
+    return {path for path in paths if path.is_relative_to(book.resolve()) and path.is_file()}
 
 
 def _without_outputs(source: Path) -> dict:

@@ -18,7 +18,7 @@ from book.bundle import read_files, write_bundle
 from poq.chapters import list_chapters, read_parameters
 
 CHAPTERS = list_chapters()
-RUN = ("01_primer", "11_explorer")  # a chapter on the log alone, and one with a page of the package
+RUN = ("02_scores", "11_explorer")  # a chapter that reads more than the log, and one with markup of the package
 
 
 @pytest.mark.parametrize("stem", CHAPTERS)
@@ -32,8 +32,9 @@ def test_a_chapter_offers_its_bundle(fast_book, stem):
     assert {"README.md", "LICENSE", "pyproject.toml", "requirements.lock", f"book/chapters/{stem}.ipynb"} <= names
     committed = json.loads(CHAPTERS[stem].read_text(encoding="utf-8"))
     assert json.loads(archive.read(f"{stem}/book/chapters/{stem}.ipynb")) == committed
-    log = read_parameters(CHAPTERS[stem])["log"].default
-    assert f"book/data/{Path(log).name}" in names
+    parameters = read_parameters(CHAPTERS[stem])
+    if "log" in parameters:
+        assert f"book/data/{Path(parameters['log'].default).name}" in names
     # Every file that the code names is there: it is either made by the chapter or travels with it.
     for path in read_files(CHAPTERS[stem], ROOT / "book"):
         assert path.relative_to(ROOT).as_posix() in names
@@ -41,6 +42,11 @@ def test_a_chapter_offers_its_bundle(fast_book, stem):
         assert "__pycache__" not in name
         if (ROOT / name).is_file() and name not in ("README.md", f"book/chapters/{stem}.ipynb"):
             assert archive.read(f"{stem}/{name}") == (ROOT / name).read_bytes(), name
+
+
+def test_a_file_beside_the_log_travels_with_it():
+    names = {path.name for path in read_files(CHAPTERS["02_scores"], ROOT / "book")}
+    assert names == {"score_log.csv.gz", "outputs.csv.gz"}
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path):
