@@ -72,6 +72,8 @@ def run_trust(scores, node, n_nodes: int, *, rule: str = "paper", audit=None, **
 
 
 class PaperState(NamedTuple):
+    """weights (N,), and the constants of Eq. 21."""
+
     weights: np.ndarray
     rate: float
     low: float
