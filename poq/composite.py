@@ -156,7 +156,7 @@ def composite(
     if len(dimensions) < 2:
         raise ValueError(f"a composite needs at least two dimensions, not {len(dimensions)}")
     parts = _dimension_log(log, dimensions, calibration)
-    values, costs = _calibrated(parts, calibration), _wide(parts, "cost")
+    values, costs = score_table(parts, calibration), _wide(parts, "cost")
     score, cost = [], []
     for task, rows in values.groupby(level="task"):
         used = [dimension for dimension in dimensions if rows[dimension].notna().any()]
@@ -227,7 +227,7 @@ def cascade(
     both = both.loc[scored.index[scored == 2]].reset_index(drop=True)
     if both.empty:
         raise ValueError(f"there is no output that both '{cheap}' and '{costly}' scored")
-    values, costs = _calibrated(both, calibration), _wide(both, "cost")
+    values, costs = score_table(both, calibration), _wide(both, "cost")
     asked = values[cheap].between(low, high)
     cost = None if costs is None else costs[cheap] + costs[costly].where(asked, 0.0)
     return _extended(log, values[costly].where(asked, values[cheap]), cost, name=name, members=[cheap, costly])
@@ -285,7 +285,7 @@ def evaluator_agreement(
     """
     log = check_log(log)
     _check_name(log, name)
-    values = _calibrated(log[log["evaluator"].isin(evaluators)], calibration)
+    values = score_table(log[log["evaluator"].isin(evaluators)], calibration)
     score = -values.std(axis=1, ddof=0)[values.notna().sum(axis=1) >= 2].round(9)
     if score.empty:
         raise ValueError(f"no output has scores of two of the evaluators {', '.join(evaluators)}")
@@ -362,7 +362,7 @@ def _check_dimensions(log: pd.DataFrame, dimensions: Mapping[str, Sequence[str]]
 def _dimension_log(log: pd.DataFrame, dimensions: Mapping[str, Sequence[str]], calibration) -> pd.DataFrame:
     members = [part for parts in dimensions.values() for part in parts]
     log = log[log["evaluator"].isin(members)].reset_index(drop=True)
-    values, costs = _calibrated(log, calibration), _wide(log, "cost")
+    values, costs = score_table(log, calibration), _wide(log, "cost")
     made = []
     for name, parts in dimensions.items():
         part = values[list(parts)]
@@ -376,7 +376,7 @@ def _dimension_log(log: pd.DataFrame, dimensions: Mapping[str, Sequence[str]], c
     return pd.concat(made, ignore_index=True)
 
 
-def _calibrated(log: pd.DataFrame, calibration) -> pd.DataFrame:
+def score_table(log: pd.DataFrame, calibration="rank") -> pd.DataFrame:
     """Calibrated scores as a table: one row per output (task, item, model), one column per evaluator, NaN = missing."""
     tables = []
     for task in tasks(log):
