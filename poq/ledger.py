@@ -1,4 +1,4 @@
-"""The ledger: every claim of the papers tried on a score log, each in one or more readings, with a verdict.
+"""The ledger: every claim of the papers, and our own, tried on a score log, in one or more readings, with a verdict.
 
 ``evidence`` goes through all claims under each truth and for each pool of evaluators. The chapters show why a verdict
 is what it is; this module holds the tests themselves, so that the book's page of claims and the test of its verdicts
@@ -27,6 +27,7 @@ STRONG = 0.3  # a gap between evaluators counts as strong from this difference i
 CURTAILED = 0.01  # trust counts as withheld from this share of all trust on (ours)
 STABLE = 0.01  # a change of mean inference pay within this counts as none (ours)
 PRICE = 0.01  # correlation that a default rule may cost where nobody attacks (ours)
+WRONG_MAJORITY = 0.6  # share of nodes that invert their scores in U3 (ours)
 
 
 class Claim(NamedTuple):
@@ -38,7 +39,7 @@ class Claim(NamedTuple):
     test: str
 
 
-CLAIMS = {
+PAPERS = {
     "C1": Claim(
         "Evaluators differ strongly in how well they track the truth.",
         "robust2026",
@@ -113,6 +114,47 @@ CLAIMS = {
     ),
 }
 
+# Claims of this book, not of the papers; their ids are those of the chapters that show why.
+OURS = {
+    "M5": Claim(
+        "Trust that knows only the consensus (calibrated) costs at most 0.01 of correlation where nobody attacks.",
+        "ours",
+        "12_memory",
+        "Correlation of calibrated minus mean, counted from round 1, against -0.01.",
+    ),
+    "M6": Claim(
+        "Under the papers' attacks trust that knows only the consensus (calibrated) beats the mean.",
+        "ours",
+        "12_memory",
+        "Correlation of calibrated minus mean, four attacks on each task.",
+    ),
+    "A7": Claim(
+        "A node that does no work earns less than an honest one.",
+        "ours",
+        "13_adversaries",
+        "Pay per participation of the same nodes under the mean, honest minus always reporting 5, costs of work aside.",
+    ),
+    "U1": Claim(
+        "Audited trust costs at most 0.01 of correlation where nobody attacks.",
+        "ours",
+        "15_audits",
+        "Correlation of audited (2 % of the rounds) minus mean, counted from round 1, against -0.01.",
+    ),
+    "U2": Claim(
+        "Under the papers' attacks audited trust beats the mean.",
+        "ours",
+        "15_audits",
+        "Correlation of audited (2 % of the rounds) minus mean, four attacks on each task.",
+    ),
+    "U3": Claim(
+        "Where most nodes invert their scores, audited trust beats the mean.",
+        "ours",
+        "15_audits",
+        "Correlation of audited (2 % of the rounds) minus mean, with 60 % of the nodes inverting.",
+    ),
+}
+CLAIMS = PAPERS | OURS
+
 
 def evidence(
     log: pd.DataFrame,
@@ -163,6 +205,7 @@ def evidence(
             *_trust(part, attacked, committee, malicious_share, n_rounds, n_boot=n_boot, **size),
             *sizes_of_pool[seen],
             *_cost(matrices, committee, n_rounds, **size),
+            *_ours(part, committee, malicious_share, n_rounds, n_boot=n_boot, **size),
         ]
         rows += [{"truth": truth, "pool": pool, **row} for row in found]
     frame = pd.DataFrame(rows)
@@ -508,6 +551,43 @@ def _partial(x, y, z) -> float:
     xz, yz = (np.corrcoef(part, z)[0, 1] if np.ptp(z) else 0.0 for part in (x, y))
     rest = (1 - xz**2) * (1 - yz**2)
     return float((xy - xz * yz) / np.sqrt(rest)) if rest > 1e-9 else np.nan
+
+
+# M5, M6, A7, U1, U2, U3: our own
+
+
+def _ours(log, committee, share, n_rounds, *, trials, seed, n_boot) -> list[dict]:
+    rules = ("mean", "calibrated", "audited")
+    size = {"trials": trials, "seed": seed}
+    frame = _attack_runs(log, committee, share, n_rounds, rules=rules, n_boot=n_boot, **size)
+    every = {"task": tasks(log), "committee": committee, "n_rounds": n_rounds}
+    scenarios = simulate.grid(**every, rule=["mean", "audited"], attack="inverse", malicious_share=WRONG_MAJORITY)
+    wrong = simulate.run(log, scenarios, progress=False, item_sums=True, **size)
+    frame = pd.concat([frame, wrong, claims.bootstrap(wrong, n_boot=n_boot, seed=seed)], ignore_index=True)
+    ahead = claims.subtract(
+        frame[frame["rule"] != "mean"],
+        frame[frame["rule"] == "mean"],
+        on=["task", "attack", "resample", "trial"],
+        metrics=["pearson"],
+    )
+    rows = []
+    for rule, claim, under in (("calibrated", "M5", "M6"), ("audited", "U1", "U2")):
+        own = ahead[ahead["rule"] == rule]
+        free, hit = own[own["attack"] == "none"], own[own["attack"].isin(ATTACKS)]
+        rows.append(_mean(claim, "correlation, no attack", free, "pearson", by=["task"], line=-PRICE))
+        rows.append(_mean(under, "correlation, four attacks", hit, "pearson", by=["attack", "task"]))
+    turned = ahead[ahead["attack"] == "inverse"]
+    rows.append(_mean("U3", "correlation, wrong majority", turned, "pearson", by=["task"]))
+    scenarios = simulate.grid(**every, attack=["none", "lazy"], malicious_share=share)
+    pay = simulate.run(log, scenarios, progress=False, **size)
+    honest = claims.subtract(
+        pay[pay["attack"] == "none"],
+        pay[pay["attack"] == "lazy"],
+        on=["task", "trial"],
+        metrics=["evaluator_reward_malicious"],
+    )
+    rows.append(_mean("A7", "pay, honest minus lazy", honest, "evaluator_reward_malicious", by=["task"]))
+    return rows
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from poq import claims, ledger
 from poq.chapters import list_chapters, read_parameters
 from poq.scorelog import read_score_log
 from poq.synthetic import synthetic_log
+from poq.worlds import world_log
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 SMALL = {"trials": 6, "n_rounds": 800, "n_boot": 100}
@@ -53,9 +54,15 @@ def test_the_page_of_claims_runs_the_tested_sizes_and_names_every_claim():
     for claim, about in ledger.CLAIMS.items():
         assert f"### {claim}: " in page
         assert about.chapter in list_chapters(BOOK)
-        section = page.split(f"### {claim}: ")[1].split("### C")[0]
+        section = re.split(r"### [A-Z]\d+: ", page.split(f"### {claim}: ")[1])[0]
         assert f"]({about.chapter}.ipynb)" in section
         assert re.search(rf"claims_{claim.lower()}_verdict", section)
+
+
+def test_claims_of_ours_are_marked_and_stand_below_those_of_the_papers():
+    assert list(ledger.CLAIMS) == [*ledger.PAPERS, *ledger.OURS]
+    assert {about.source for about in ledger.OURS.values()} == {"ours"}
+    assert "ours" not in {about.source for about in ledger.PAPERS.values()}
 
 
 def verdicts(log, **options):
@@ -102,3 +109,14 @@ def test_a_log_with_one_evaluator_is_not_testable_rather_than_wrong():
     log = synthetic_log(np.random.default_rng(3), n_items=20, n_models=2, evaluators=1)
     found = verdicts(log)
     assert found["C6", "too few evaluators"] == claims.UNTESTABLE
+
+
+def test_trust_is_judged_by_whether_those_who_agree_are_right():
+    """In a world of echoes consensus-only trust fails and audits do not; where errors are independent both hold."""
+    size = {"n_rounds": 3000, "trials": 8}
+    echo = verdicts(world_log(["echo"], worlds=1, n_nodes=12), **size)
+    assert echo["M5", "correlation, no attack"] == claims.REFUTED
+    assert echo["U1", "correlation, no attack"] == claims.REPRODUCED
+    fair = verdicts(world_log(["unequal"], worlds=1, n_nodes=12), **size)
+    assert fair["M5", "correlation, no attack"] == claims.REPRODUCED
+    assert fair["U3", "correlation, wrong majority"] == claims.REPRODUCED
