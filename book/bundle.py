@@ -87,7 +87,7 @@ def write_bundle(source: Path, target: Path, *, book: Path) -> Path:
 
 
 def read_files(source: Path, book: Path) -> list[Path]:
-    """Files of the book that a notebook names in its code, by a path such as ``../data/x.csv`` or beside such a file."""
+    """Files of the book that a notebook names in its code, by a path like ``../data/x.csv`` or beside such a file."""
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     names = set(re.findall(r"""["']([\w./-]+\.\w+)["']""", code))
