@@ -366,7 +366,9 @@ def how(sweep: Sweep) -> str:
     if sweep.combine == "paired":
         return f"paired values of {_and(sweep.names)}"
     counts = {name: len({shown(given[name]) for given in sweep.runs}) for name in sweep.names}
-    return "every combination of " + _and([f"{name} ({count})" for name, count in counts.items()])
+    varied = [f"{name} ({count})" for name, count in counts.items() if count > 1]
+    fixed = words({name: sweep.runs[0][name] for name, count in counts.items() if count == 1})
+    return ", ".join(filter(None, [varied and f"every combination of {_and(varied)}", fixed and f"with {fixed}"]))
 
 
 def _and(parts: list[str]) -> str:

@@ -217,7 +217,7 @@ def test_runs_stand_side_by_side_and_a_failing_one_spoils_no_other(tiny_book, la
         run_sweep(path, book=tiny_book, out=out)
     said = capsys.readouterr()
     assert said.out.splitlines()[0] == (
-        f"{path}: 3 runs of 01_one (every combination of n_rounds (3) and seed (1)), 0 finished before"
+        f"{path}: 3 runs of 01_one (every combination of n_rounds (3), with seed = 1), 0 finished before"
     )
     assert "01_one-run-3: done in" in said.err  # progress
     first, *_ = str(caught.value).splitlines()
