@@ -42,7 +42,7 @@ body { background: #fff; }
 .leaf { break-before: page; }
 .leaf:first-child { break-before: auto; }
 .part { font-size: 1.1rem; font-weight: 400; letter-spacing: 0.08em; color: #444; margin: 0 0 1.5rem; }
-h1, h2, h3, h4, h5, h6 { break-after: avoid; }
+h1, h2, h3, h4, h5, h6, p.caption { break-after: avoid; }
 h2.title { font-size: 2.1rem; margin-top: 0; }
 h3 { font-size: 1.5rem; } h4 { font-size: 1.2rem; } h5 { font-size: 1.05rem; }
 .notice { border: 1px solid #444; padding: 0.5rem 0.8rem; }
