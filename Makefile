@@ -1,6 +1,6 @@
 # The project's commands. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf chapter sweep study test test-models lab workload bench clean
+.PHONY: help setup book pdf chapter sweep study test test-models lab workload bench peers clean
 
 # PYTHON, PROFILE, CHAPTER and PARAMS reach the recipes through the environment, so that quotes in them survive.
 export PYTHON PROFILE CHAPTER PARAMS NAME FILE
@@ -40,6 +40,9 @@ workload: setup  ## make the shipped score log again: real text, systems and eva
 
 bench: setup  ## measure the engine against plain Python, numpy and other libraries
 	@.venv/bin/python -m tests.benchmarks
+
+peers: setup  ## measure other libraries on the same rounds, in .venv-peers (BYZFL=1 adds ByzFL: several gigabytes)
+	@sh tests/peers/run.sh
 
 clean:  ## remove what was built (never a study, a result made by hand, or .venv)
 	@rm -rf book/_build build .pytest_cache .ruff_cache .hypothesis

@@ -24,7 +24,7 @@ def _tracked() -> list[Path]:
         listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, check=True, text=True)
         files = [ROOT / name for name in listed.stdout.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        skipped = {".venv", ".venv-models", ".git", "_build", "__pycache__", ".pytest_cache", ".ruff_cache"} | {
+        skipped = {".venv", ".venv-models", ".venv-peers", ".git", "_build", "__pycache__", ".pytest_cache", ".ruff_cache"} | {
             ".hypothesis"
         }
         files = [path for path in ROOT.rglob("*") if not skipped & set(path.relative_to(ROOT).parts)]
@@ -132,7 +132,7 @@ def test_make_lists_its_commands():
     assert done.returncode == 0
     listed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("make ")}
     building = {"help", "setup", "book", "pdf", "chapter"}
-    assert listed == building | {"test", "test-models", "sweep", "study", "lab", "workload", "bench", "clean"}
+    assert listed == building | {"test", "test-models", "sweep", "study", "lab", "workload", "bench", "peers", "clean"}
     assert all(len(line.split()) > 2 for line in done.stdout.splitlines() if line.startswith("make "))
 
 
