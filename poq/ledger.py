@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from poq import claims, simulate
+from poq import claims, incentives, simulate
 from poq.association import correlate, resample_items
 from poq.rewards import deviation, normalise_cost
 from poq.rounds import make_pool, sample_rounds
@@ -133,6 +133,12 @@ OURS = {
         "ours",
         "13_adversaries",
         "Pay per participation of the same nodes under the mean, honest minus always reporting 5, costs of work aside.",
+    ),
+    "I1": Claim(
+        "Pay scored against audits pays the best estimate more than no work, costs of work aside.",
+        "ours",
+        "14_incentives",
+        "Pay per participation of one node under audit-scored pay, best estimate minus the mean of the truth.",
     ),
     "U1": Claim(
         "Audited trust costs at most 0.01 of correlation where nobody attacks.",
@@ -587,7 +593,29 @@ def _ours(log, committee, share, n_rounds, *, trials, seed, n_boot) -> list[dict
         metrics=["evaluator_reward_malicious"],
     )
     rows.append(_mean("A7", "pay, honest minus lazy", honest, "evaluator_reward_malicious", by=["task"]))
+    rows.append(_mean("I1", "pay, estimate minus no work", _audit_scored(log, committee, **size), "gain", by=["task"]))
     return rows
+
+
+def _audit_scored(log, committee, *, trials, seed) -> pd.DataFrame:
+    """What the best estimate earns over no work where pay is scored against audits, by task, trial and resample."""
+    found = []
+    for task, resample in itertools.product(tasks(log), ("none", "items")):
+        # A node alone among truthful ones; its pay hangs on the truth alone, so neither K nor the rule enters.
+        pays = incentives.deviations(
+            score_matrix(log, task=task),
+            rules=["mean"],
+            states={"truthful": [0.0]},
+            strategies=["belief", "lazy_truth"],
+            committee=max(committee, 2),
+            n_rounds=1000,
+            resample=resample,
+            trials=trials,
+            seed=seed,
+        )
+        gain = incentives.gains(pays, base="lazy_truth").query("strategy == 'belief' and pay_rule == 'audit_scored'")
+        found.append(gain.assign(task=task, resample=resample))
+    return pd.concat(found, ignore_index=True)
 
 
 if __name__ == "__main__":
