@@ -599,15 +599,16 @@ def _ours(log, committee, share, n_rounds, *, trials, seed, n_boot) -> list[dict
 
 def _audit_scored(log, committee, *, trials, seed) -> pd.DataFrame:
     """What the best estimate earns over no work where pay is scored against audits, by task, trial and resample."""
-    found = []
-    for task, resample in itertools.product(tasks(log), ("none", "items")):
+    found = [pd.DataFrame(columns=["task", "trial", "resample", "gain"])]  # all there is where nobody can be compared
+    settings = itertools.product(tasks(log), ("none", "items")) if committee > 1 else ()
+    for task, resample in settings:
         # A node alone among truthful ones; its pay hangs on the truth alone, so neither K nor the rule enters.
         pays = incentives.deviations(
             score_matrix(log, task=task),
             rules=["mean"],
             states={"truthful": [0.0]},
             strategies=["belief", "lazy_truth"],
-            committee=max(committee, 2),
+            committee=committee,
             n_rounds=1000,
             resample=resample,
             trials=trials,
@@ -615,7 +616,7 @@ def _audit_scored(log, committee, *, trials, seed) -> pd.DataFrame:
         )
         gain = incentives.gains(pays, base="lazy_truth").query("strategy == 'belief' and pay_rule == 'audit_scored'")
         found.append(gain.assign(task=task, resample=resample))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found[1:] or found, ignore_index=True)
 
 
 if __name__ == "__main__":
