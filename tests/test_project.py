@@ -24,9 +24,16 @@ def _tracked() -> list[Path]:
         listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, check=True, text=True)
         files = [ROOT / name for name in listed.stdout.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        skipped = {".venv", ".venv-models", ".venv-peers", ".git", "_build", "__pycache__", ".pytest_cache", ".ruff_cache"} | {
-            ".hypothesis"
-        }
+        skipped = {
+            ".venv",
+            ".venv-models",
+            ".venv-peers",
+            ".git",
+            "_build",
+            "__pycache__",
+            ".pytest_cache",
+            ".ruff_cache",
+        } | {".hypothesis"}
         files = [path for path in ROOT.rglob("*") if not skipped & set(path.relative_to(ROOT).parts)]
         files = [path for path in files if ".egg-info" not in str(path)]
     return [path for path in files if path.is_file()]
