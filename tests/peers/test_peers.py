@@ -12,7 +12,7 @@ from poq import aggregators, offline
 from poq.metrics import pearson
 from tests.peers import measure
 from tests.peers.__main__ import OUT, gather
-from tests.peers.adapters import BINS, LICENCES, MODULES, PEERS, bin_scores, installed
+from tests.peers.adapters import BINS, LICENCES, MODULES, PEERS, bin_scores, crowdkit_labels, installed
 
 
 def clean_rounds(seed=3, n_nodes=6, n_outputs=60, committee=4, n_rounds=400):
@@ -157,3 +157,13 @@ def test_ours_comes_out_as_committed():
             found = measure.call(row["name"], rounds, "round")
             error = math.sqrt(np.mean((found - rounds.truth) ** 2))
             assert error == pytest.approx(row["rmse"][0], rel=1e-4), row["name"]
+
+
+def test_restarts_of_mace_all_begin_at_the_same_place():
+    """Why one restart stands for the default of ten."""
+    if not installed("crowd-kit"):
+        pytest.skip("crowd-kit is not installed; make peers has it in .venv-peers")
+    reports, node, output, _ = clean_rounds(n_rounds=100)
+    rounds = (reports, node, output, 6, 60)
+    thrice = crowdkit_labels("MACE", *rounds, n_restarts=3)
+    np.testing.assert_array_equal(thrice, crowdkit_labels("MACE", *rounds, n_restarts=1))
