@@ -65,8 +65,8 @@ def estimate_seconds(group: Group) -> float:
     left_out = sum(rule.reference == "leave_one_out" for _, rule in tracks)
     reacting = sum(attack in attacks and asks_for(attack.function, "history") for attack, _ in tracks)
     committee = group.draw["committee"]
-    seat = 25e-9 + 10e-9 * len(attacks) + 20e-9 * len(tracks) + 4e-9 * committee * left_out
-    return group.draw["n_rounds"] * (committee * seat + 50e-6 * reacting) + 1e-3 + 0.5e-3 * len(tracks)
+    seat = 10e-9 + 4e-9 * len(attacks) + 8e-9 * len(tracks) + 2e-9 * committee * left_out
+    return group.draw["n_rounds"] * (committee * seat + 50e-6 * reacting) + 1e-3 + 0.3e-3 * len(tracks)
 
 
 def split(plan: list[Group], trials: int) -> list[Job]:

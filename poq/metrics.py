@@ -169,8 +169,15 @@ def truth_ranks(tie: np.ndarray, count: np.ndarray) -> np.ndarray:
     return _centred_midrank(rounds)[tie]
 
 
-def _centred_midrank(count: np.ndarray) -> np.ndarray:
-    return (np.cumsum(count) - count / 2) / count.sum() - 0.5
+@njit(cache=True)
+def _centred_midrank(count):
+    total = count.sum()
+    midrank = np.empty(len(count))
+    reached = 0.0
+    for i in range(len(count)):
+        midrank[i] = (reached + count[i] / 2) / total - 0.5
+        reached += count[i]
+    return midrank
 
 
 def accuracy_row(sums: Sums, truth_rank: np.ndarray, count: np.ndarray) -> dict[str, float]:
@@ -179,13 +186,12 @@ def accuracy_row(sums: Sums, truth_rank: np.ndarray, count: np.ndarray) -> dict[
     c1, q1, c2, q2, cq, absolute = sums.accuracy / n
     var_c, var_q = c2 - c1 * c1, q2 - q1 * q1
     hits, truth_by_bin = sums.rank.T
-    used = hits > 0
-    centred = _centred_midrank(hits[used])
+    centred = _centred_midrank(hits)  # an empty bin has a rank too, which nothing is multiplied with
     return {
         "pearson": _ratio(cq - c1 * q1, var_c, var_q),
         "spearman": _ratio(
-            (centred * truth_by_bin[used]).sum() / n,
-            (centred**2 * hits[used]).sum() / n,
+            (centred * truth_by_bin).sum() / n,
+            (centred**2 * hits).sum() / n,
             (truth_rank**2 * count).sum() / n,
         ),
         "rmse": float(np.sqrt(max(c2 - 2 * cq + q2, 0.0))),

@@ -4,11 +4,13 @@ import subprocess
 import sys
 import time
 
+from poq.jobs import n_cores
+
 STEPS = {
     "lint": ["-m", "ruff", "check", "."],
     "format": ["-m", "ruff", "format", "--check", "."],
     "fast book": ["book/build.py", "book", "--profile", "fast"],
-    "tests": ["-m", "pytest", "-q"],
+    "tests": ["-m", "pytest", "-q", "-n", str(min(n_cores(), 4)), "--dist", "loadgroup"],
 }
 
 

@@ -35,6 +35,13 @@ run = provenance.start("{stem}", n_rounds=n_rounds, seed=seed)
 provenance.glue("{stem}_rounds", n_rounds)"""
 
 
+# Where tests run in several processes, those that share something costly stay in one: the fast book, or a file's own.
+def pytest_collection_modifyitems(items):
+    for item in items:
+        shared = "fast book" if {"fast_book", "visit"} & set(item.fixturenames) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(scope="session")
 def fast_book():
     """Folder with the pages of the fast book, built once; what did not change is not executed again."""

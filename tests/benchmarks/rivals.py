@@ -10,7 +10,7 @@ of a round.
 from __future__ import annotations
 
 import random
-from math import sqrt
+from math import nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +54,7 @@ class Sums:
             "mae": absolute,
             "bias": c - q,
             "evaluator_reward_honest": honest / honest_seats,
-            "evaluator_reward_malicious": malicious / malicious_seats,
+            "evaluator_reward_malicious": malicious / malicious_seats if malicious_seats else nan,
             "evaluator_reward_sd": sqrt(squares / seats - ((honest + malicious) / seats) ** 2),
             "inference_reward": pay,
             "inference_reward_sd": sqrt(pay_squares - pay * pay),
