@@ -35,11 +35,11 @@ run = provenance.start("{stem}", n_rounds=n_rounds, seed=seed)
 provenance.glue("{stem}_rounds", n_rounds)"""
 
 
-# Where tests run in several processes, those that share something costly stay in one: the fast book, or a file's own.
 def pytest_collection_modifyitems(items):
+    """Mark what reads the fast book: `python -m tests` runs these tests beside the others."""
     for item in items:
-        shared = "fast book" if {"fast_book", "visit"} & set(item.fixturenames) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(shared))
+        if {"fast_book", "visit"} & set(item.fixturenames):
+            item.add_marker("book")
 
 
 @pytest.fixture(scope="session")
