@@ -3,6 +3,7 @@
 The tests that read the fast book and all others take about as long, and run side by side.
 """
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -37,28 +38,27 @@ def main() -> int:
 
 
 def run_beside(steps: dict[str, list[str]]) -> list[tuple[str, int, float]]:
-    """Run steps at the same time. The last one is seen as it goes; what the others print is shown when they are done."""
+    """Run steps at the same time: the last one is seen as it goes, what the others print is shown when all are done."""
     begun = time.monotonic()
     running, ended = {}, {}
-    try:
+    with contextlib.ExitStack() as stack:
         for name, arguments in steps.items():
-            shown = None if name == list(steps)[-1] else tempfile.TemporaryFile()
+            shown = None if name == list(steps)[-1] else stack.enter_context(tempfile.TemporaryFile())
             print(f"== {name}{' (shown when done)' if shown else ''}", flush=True)
-            running[name] = subprocess.Popen([sys.executable, *arguments], stdout=shown, stderr=shown), shown
+            process = subprocess.Popen([sys.executable, *arguments], stdout=shown, stderr=shown)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)  # first, where the wait below is interrupted
+            running[name] = process, shown
         while len(ended) < len(running):
             time.sleep(0.2)
             for name, (process, _) in running.items():
                 if name not in ended and process.poll() is not None:
                     ended[name] = time.monotonic() - begun
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-            process.wait()
-    for name, (_, shown) in running.items():
-        if shown:
-            shown.seek(0)
-            print(f"== {name}", shown.read().decode(errors="replace"), sep="\n", flush=True)
-    return [(name, running[name][0].returncode, ended[name]) for name in running]
+        for name, (_, shown) in running.items():
+            if shown:
+                shown.seek(0)
+                print(f"== {name}", shown.read().decode(errors="replace"), sep="\n", flush=True)
+    return [(name, process.returncode, ended[name]) for name, (process, _) in running.items()]
 
 
 if __name__ == "__main__":
