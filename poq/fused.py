@@ -1,8 +1,9 @@
 """Stages of the street in one pass, for rules whose rounds must be played one after the other anyway.
 
 A round of a trust rule touches the same nodes three times: for the consensus, for the update, and for their pay. Doing
-all of it while they are at hand takes half of the time, and playing the honest run in the same loop saves a quarter of
-what is left. Every formula is the function that the readable stages call; a test holds the two ways equal.
+all of it while they are at hand saves a third of the time of these stages (K = 5), and playing the honest run in the
+same loop a quarter of what is left. Every formula is the function that the readable stages call; a test holds the two
+ways equal.
 """
 
 from __future__ import annotations

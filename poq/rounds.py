@@ -209,7 +209,7 @@ def malicious_nodes(pool: Pool, matrix: ScoreMatrix, *, who: str = "random", see
 
 
 # Indices in these loops are unsigned: a signed one might be negative and count from the end, and the compiled code
-# would look for that at every access (measured: 1.5 to 2 times slower).
+# would look for that at every access (measured: 1.3 to 2 times slower).
 
 
 @njit(cache=True)

@@ -119,6 +119,22 @@ def visit(browser, request):
         context.close()
 
 
+@pytest.fixture
+def launched(monkeypatch):
+    """Labels of the runs that were really executed; a chapter of the book has its stem for a label."""
+    from book import build
+
+    labels = []
+    launch = build._launch
+
+    def note(job, *rest):
+        labels.append(job.label)
+        return launch(job, *rest)
+
+    monkeypatch.setattr(build, "_launch", note)
+    return labels
+
+
 def write_notebook(path: Path, cells: list) -> Path:
     """Write a notebook from cells: a text is Markdown, a pair (code, metadata) is code."""
     made = []

@@ -34,20 +34,6 @@ plt.show()
 frame"""
 
 
-@pytest.fixture
-def launched(monkeypatch):
-    """Stems of the chapters that were really executed."""
-    stems = []
-    launch = build._launch
-
-    def note(job, *rest):
-        stems.append(job.stem)
-        return launch(job, *rest)
-
-    monkeypatch.setattr(build, "_launch", note)
-    return stems
-
-
 def _snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

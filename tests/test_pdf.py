@@ -23,6 +23,12 @@ def printed(fast_book, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def texts(printed):
+    """What each printed page says."""
+    return [page.extract_text() for page in printed.pages]
+
+
+@pytest.fixture(scope="module")
 def bookmarks(printed):
     """(depth, title, page from 0) of every bookmark, in order."""
     found = []
@@ -69,12 +75,12 @@ def test_the_outline_is_the_table_of_contents(fast_book, bookmarks, leaves):
     assert starts == sorted(set(starts))
 
 
-def test_every_section_is_a_bookmark_to_the_page_where_it_stands(fast_book, printed, bookmarks):
+def test_every_section_is_a_bookmark_to_the_page_where_it_stands(fast_book, texts, bookmarks):
     sections = 0
-    texts = [_squeezed(page.extract_text()) for page in printed.pages]
+    squeezed = [_squeezed(text) for text in texts]
     for _, title, page in bookmarks:
         sections += 1
-        assert _squeezed(title) in texts[page], title
+        assert _squeezed(title) in squeezed[page], title
     wanted = 0
     for _, page, _ in contents(fast_book):
         wanted += len(_article(fast_book, page).find_all(re.compile("^h[1-6]$")))
@@ -95,14 +101,14 @@ def test_every_figure_is_there(fast_book, printed, leaves):
     assert figures > 10
 
 
-def test_text_formulas_and_page_numbers(printed, leaves):
+def test_text_formulas_and_page_numbers(texts, leaves):
     _, begin, end = leaves["notation.html"]
-    text = "\n".join(page.extract_text() for page in printed.pages[begin:end])
+    text = "\n".join(texts[begin:end])
     assert "Eq. 21" in text
     assert not re.search(r"\\\(|\\\[|\\frac|\\sum", text)
-    assert len(printed.pages) > len(leaves)
-    for number, page in enumerate(printed.pages, start=1):
-        assert str(number) in page.extract_text().splitlines()[-1] + page.extract_text().splitlines()[0]
+    assert len(texts) > len(leaves)
+    for number, lines in enumerate(map(str.splitlines, texts), start=1):
+        assert str(number) in lines[-1] + lines[0]
 
 
 def test_a_link_stays_inside_the_file_or_goes_to_the_web(printed):

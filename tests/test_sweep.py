@@ -27,20 +27,6 @@ def _file(book: Path, text: str = GOOD) -> Path:
     return path
 
 
-@pytest.fixture
-def launched(monkeypatch):
-    """Labels of the runs that were really executed."""
-    labels = []
-    launch = build._launch
-
-    def note(job, *rest):
-        labels.append(job.label)
-        return launch(job, *rest)
-
-    monkeypatch.setattr(build, "_launch", note)
-    return labels
-
-
 def test_a_product_runs_every_combination_the_last_parameter_fastest(tiny_book):
     read = read_sweep(_file(tiny_book), tiny_book)
     assert read.runs == [{"n_rounds": n, "seed": s} for n in (5, 7) for s in (1, 2)]
