@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import vectorize
+from numba import njit
 
 from poq.scorelog import SCORE_MAX
 from poq.streams import standard_normal
@@ -69,24 +69,35 @@ def noise(scores, malicious, rng, *, sd: float = 3.0):
 def boost(scores, malicious, rng, *, by: float = 3.0):
     """min(10, s + by) for malicious entries: Eq. 18 [robust2026, promptfoo]. Shapes as :func:`noise`; by in points."""
     _check_strength("by", by)
-    return _lifted(np.asarray(scores, dtype=np.float64), np.asarray(malicious, dtype=bool), float(by))
+    return _moved(_lift, scores, malicious, by)
 
 
 def sabotage(scores, malicious, rng, *, by: float = 3.0):
     """max(0, s - by) for malicious entries (our reconstruction). Shapes as :func:`noise`; by in points."""
     _check_strength("by", by)
-    return _lowered(np.asarray(scores, dtype=np.float64), np.asarray(malicious, dtype=bool), float(by))
+    return _moved(_lower, scores, malicious, by)
 
 
-# One pass over the scores; with numpy's own operations it would be three.
-@vectorize(cache=True)
-def _lifted(score, malicious, by):
-    return min(score + malicious * by, SCORE_MAX)
+def _moved(move: Callable, scores, malicious, by: float) -> np.ndarray:
+    """A compiled loop over all scores, in whichever order they lie in memory; with numpy it would be three passes."""
+    scores = np.asarray(scores, dtype=np.float64)
+    malicious = np.broadcast_to(np.asarray(malicious, dtype=bool), scores.shape)
+    order = "F" if scores.flags.f_contiguous else "C"
+    reported = np.empty(scores.shape, order=order)
+    move(scores.ravel(order), malicious.ravel(order), float(by), reported.ravel(order))
+    return reported
 
 
-@vectorize(cache=True)
-def _lowered(score, malicious, by):
-    return max(score - malicious * by, 0.0)
+@njit(cache=True)
+def _lift(scores, malicious, by, reported):
+    for i in range(len(scores)):
+        reported[i] = min(scores[i] + by, SCORE_MAX) if malicious[i] else scores[i]
+
+
+@njit(cache=True)
+def _lower(scores, malicious, by, reported):
+    for i in range(len(scores)):
+        reported[i] = max(scores[i] - by, 0.0) if malicious[i] else scores[i]
 
 
 def intermittent(scores, malicious, rng, *, by: float = 3.0, probability: float = 0.3):

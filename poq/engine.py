@@ -6,6 +6,7 @@ consensus, update trust, pay, add up. Nothing here knows of processes, files or 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from poq.aggregators import leave_one_out, weighted_mean
 from poq.attacks import Context, History, asks_for
 from poq.fused import PLAY, PLAY_TWICE
 from poq.rewards import fill_cost, normalise_cost
-from poq.rounds import Pool, block_length, iter_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
+from poq.rounds import Pool, block_length, count_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
 from poq.scorelog import SCORE_MAX, ScoreMatrix, best_evaluator
 from poq.streams import stream
 from poq.trust import TrustRule
@@ -90,8 +91,8 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     """
     stage = _set_stage(matrix, cases, draw=draw, seed=seed, trial=trial)
     honest_tracks, tracks = _start_tracks(stage, cases, n_outputs=len(matrix.truth) if draw.get("item_sums") else 0)
-    generators: dict = {}
-    shifts: dict = {}  # summed shift of malicious reports, and their number
+    generators = defaultdict(partial(stream, seed, trial, "attack"))
+    shifts = defaultdict(partial(np.zeros, 2))  # summed shift of malicious reports, and their number
     audits = dict.fromkeys((_audit_share(track) for track in honest_tracks.values()), 0)
 
     for block, honest in _iter_blocks(stage, draw["burn_in"], seed=seed, trial=trial, audited=any(audits)):
@@ -105,14 +106,12 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
             if asks_for(attack.function, "history"):
                 # Reports now hang on what the rule made of earlier ones: round by round, each rule for itself.
                 for rule, track in its_tracks.items():
-                    rng = generators.setdefault((attack, rule), stream(seed, trial, "attack"))
-                    shift = _play_reacting(stage, attack, rule, track, honest, hit, rng, block)
-                    shifts.setdefault((attack, rule), np.zeros(2))[:] += shift
+                    rng = generators[attack, rule]
+                    shifts[attack, rule] += _play_reacting(stage, attack, rule, track, honest, hit, rng, block)
                 continue
-            rng = generators.setdefault(attack, stream(seed, trial, "attack"))
-            reported, shift = _attacked(stage, attack, honest, hit, rng, block)
+            reported, shift = _attacked(stage, attack, honest, hit, generators[attack], block)
             if block.counted:
-                shifts.setdefault(attack, np.zeros(2))[:] += shift, np.count_nonzero(hit)
+                shifts[attack] += shift, np.count_nonzero(hit)
             for rule, track in its_tracks.items():
                 if rule in honest_yet and _can_play_twice(rule, honest_yet[rule], block):
                     _play_twice(stage, rule, track, reported, honest_yet.pop(rule), honest, block)
@@ -154,7 +153,8 @@ class Stage(NamedTuple):
     """What all rules of a trial share.
 
     edges : rounds at which blocks begin and end; marks : rounds at which trust is noted; count (O,) : how often each
-    output is answered in counted rounds; truth_rank (O,); malicious : (N,) bool for each (who, share).
+    output is answered in counted rounds; truth_rank (O,); raw_cost (N,) : cost of a node in the unit of the log, and
+    node_cost (N,) normalised; malicious : (N,) bool for each (who, share).
     """
 
     matrix: ScoreMatrix
@@ -164,6 +164,7 @@ class Stage(NamedTuple):
     marks: list[int]
     count: np.ndarray
     truth_rank: np.ndarray
+    raw_cost: np.ndarray
     node_cost: np.ndarray
     model_cost: np.ndarray
     malicious: dict
@@ -190,10 +191,7 @@ def _set_stage(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     marks = [round(n_rounds * mark / 100) for mark in metrics.TRUST_MARKS]
     edges = sorted({*range(0, n_rounds, block_length(committee)), n_rounds, draw["burn_in"], *marks})
     # The outputs are drawn twice, first only to be counted: ranks of the truth need to know how often each occurs.
-    count = np.zeros(len(matrix.truth))
-    for begin, output in zip(edges[:-1], iter_outputs(pool, edges, seed=seed, trial=trial)):
-        if begin >= draw["burn_in"]:
-            count += np.bincount(output, minlength=len(count))
+    count = count_outputs(pool, edges, skip=draw["burn_in"], seed=seed, trial=trial)
     malicious = {}
     for who, share in {(case.attack.who, case.attack.share) for case in cases}:
         order = malicious_nodes(pool, matrix, who=who, seed=seed, trial=trial)
@@ -207,6 +205,7 @@ def _set_stage(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
         marks=marks,
         count=count,
         truth_rank=metrics.truth_ranks(matrix.truth_tie, count),
+        raw_cost=fill_cost(matrix.evaluator_cost)[pool.evaluator],
         node_cost=normalise_cost(matrix.evaluator_cost)[pool.evaluator],
         model_cost=normalise_cost(matrix.model_cost),
         malicious=malicious,
@@ -218,9 +217,10 @@ def _iter_blocks(
 ) -> Iterator[tuple[Block, np.ndarray]]:
     """Blocks of rounds with the honest scores (B, K); the lots of audits are drawn where there are any."""
     auditor = stream(seed, trial, "audit")
+    unaudited = np.ones(block_length(stage.committee))
     rounds = iter_rounds(stage.pool, stage.committee, stage.edges, seed=seed, trial=trial)
     for begin, (output, node, honest) in zip(stage.edges[:-1], rounds):
-        lot = auditor.random(len(output)) if audited else np.ones(len(output))
+        lot = auditor.random(len(output)) if audited else unaudited[: len(output)]
         yield Block(begin, output, node, lot, begin >= burn_in), honest
 
 
@@ -379,14 +379,13 @@ def _pay_row(stage: Stage, track: Track, honest_track: Track, bad, pay: dict) ->
     now = metrics.pay_per_round(track.sums, bad, *costs, pay=pay)
     before = metrics.pay_per_round(honest_track.sums, bad, *costs, pay=pay)
     seats = track.sums.node[:, 0]
-    raw_cost = fill_cost(stage.matrix.evaluator_cost)[stage.pool.evaluator]
     evaluator = {"alpha": pay["evaluator_alpha"], "beta": pay["evaluator_beta"]}
     inference = {"alpha": pay["inference_alpha"], "beta": pay["inference_beta"]}
     return {
         **metrics.evaluator_pay_row(track.sums, bad, stage.node_cost, stage.committee, **evaluator),
         **metrics.inference_pay_row(track.sums, stage.model_cost, stage.matrix.models, **inference),
         **{f"inflation_{name}": now[name] - before[name] for name in now},
-        "verification_cost": float((seats * raw_cost).sum() / seats.sum() * stage.committee),
+        "verification_cost": float((seats * stage.raw_cost).sum() / seats.sum() * stage.committee),
     }
 
 

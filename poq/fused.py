@@ -38,8 +38,9 @@ def play_paper_twice(state: PaperState, reported, node, sums: Sums, node_cost, *
     _paper_rounds_twice(
         *(_seats(reported), _seats(honest), _seats(node)),
         *(state.weights, state_honest.weights, state.rate, state.low, state.high),
-        *(node_cost, sums.node, sums_honest.node, sums.round, consensus, consensus_honest),
+        *(node_cost, sums.node, sums_honest.node[:, 1], sums.round, consensus, consensus_honest),
     )
+    sums_honest.node[:, 0] = sums.node[:, 0]  # the same nodes have sat
     return consensus, consensus_honest
 
 
@@ -85,7 +86,7 @@ def _paper_rounds_twice(
     high,
     node_cost,
     by_node,
-    by_node_h,
+    deviation_h,
     by_round,
     consensus,
     consensus_h,
@@ -110,8 +111,7 @@ def _paper_rounds_twice(
             n = np.uint64(node[k, t])
             d_h = distance(honest[k, t], c_h)
             trust_h[n] = updated_weight(trust_h[n], d_h, rate, low, high)
-            by_node_h[n, 0] += 1.0
-            by_node_h[n, 1] += d_h
+            deviation_h[n] += d_h
             d = distance(scores[k, t], c)
             trust[n] = updated_weight(trust[n], d, rate, low, high)
             add_seat(by_node, n, d)

@@ -105,7 +105,7 @@ def _add_accuracy(accuracy, rank, output, consensus, truth, truth_rank):
         c = consensus[t]
         q = truth[o]
         absolute += abs(c - q)
-        bin_ = np.uint64(min(max(int(c / SCORE_MAX * RANK_BINS), 0), RANK_BINS - 1))
+        bin_ = np.uint64(min(max(int(c * (RANK_BINS / SCORE_MAX)), 0), RANK_BINS - 1))
         rank[bin_, 0] += 1.0
         rank[bin_, 1] += truth_rank[o]
         c -= middle

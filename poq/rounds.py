@@ -17,6 +17,8 @@ from numba import njit
 from poq.scorelog import SCORE_MAX, ScoreMatrix
 from poq.streams import stream
 
+SMALL_COMMITTEE = 9  # up to here the shuffle that looks back is the faster one
+
 
 class Pool(NamedTuple):
     """The nodes of a network and the outputs they can be asked about.
@@ -137,26 +139,34 @@ def block_length(committee: int) -> int:
     return int(np.clip(60_000 // committee, 2_000, 12_000))
 
 
-def iter_outputs(pool: Pool, edges, *, seed: int, trial: int) -> Iterator[np.ndarray]:
-    """The output of each round, block by block; `edges` are the round numbers at which blocks begin and end."""
+def count_outputs(pool: Pool, edges, *, skip: int = 0, seed: int, trial: int) -> np.ndarray:
+    """How often each output is answered, (O,), from round `skip` on, where a block must begin."""
     rng = stream(seed, trial, "output")
+    count = np.zeros(len(pool.first))
     for begin, end in pairwise(edges):
-        output = np.empty(end - begin, dtype=np.int32)
-        _pick(rng.random(end - begin), pool.output, output)
-        yield output
+        uniform = rng.random(end - begin)
+        if begin >= skip:
+            _count(uniform, pool.output, count)
+    return count
 
 
 def iter_rounds(pool: Pool, committee: int, edges, *, seed: int, trial: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Blocks of rounds: output (B,), node (B, K), honest scores (B, K)."""
+    """Blocks of rounds: output (B,), node (B, K), honest scores (B, K); `edges` are the rounds where blocks meet."""
+    outputs = stream(seed, trial, "output")
     seats = [stream(seed, trial, "committee", seat) for seat in range(committee)]
     noises = [stream(seed, trial, "jitter", seat) for seat in range(committee)] if pool.jitter else []
     scratch = pool.nodes.copy()
-    for output in iter_outputs(pool, edges, seed=seed, trial=trial):
+    for begin, end in pairwise(edges):
+        output = np.empty(end - begin, dtype=np.int32)
+        _pick(outputs.random(end - begin), pool.output, output)
         uniform = np.empty((committee, len(output)))
         for rng, row in zip(seats, uniform):
             rng.random(out=row)
         node = np.empty((committee, len(output)), dtype=np.int32)
-        _draw_committees(uniform, output, pool.first, pool.size, pool.nodes, scratch, node)
+        if committee <= SMALL_COMMITTEE:
+            _draw_small_committees(uniform, output, pool.first, pool.size, pool.nodes, node)
+        else:
+            _draw_committees(uniform, output, pool.first, pool.size, pool.nodes, scratch, node)
         honest = np.empty((committee, len(output)))
         _gather(pool.values, pool.evaluator, output, node, honest)
         for rng, row in zip(noises, honest):
@@ -233,9 +243,47 @@ def _draw_committees(uniform, output, first, size, nodes, scratch, node):
 
 
 @njit(cache=True)
+def _draw_small_committees(uniform, output, first, size, nodes, node):
+    """The same shuffle without a list of the nodes: what stands at a place is looked for among the swaps so far.
+
+    That is quadratic in K, but no round waits for another, so that a seat of many rounds is drawn at once.
+    """
+    committee, n_rounds = uniform.shape
+    drawn = np.empty((committee, n_rounds), dtype=np.int32)  # the place that a seat was drawn from ...
+    moved = np.empty((committee, n_rounds), dtype=np.int32)  # ... and which of the list was put there instead
+    available = np.empty(n_rounds, dtype=np.int32)
+    for t in range(n_rounds):
+        available[t] = size[np.uint64(output[t])]
+    for k in range(committee):
+        for t in range(n_rounds):
+            drawn[k, t] = node[k, t] = k + int(uniform[k, t] * (available[t] - k))
+            moved[k, t] = k
+        for i in range(k):
+            for t in range(n_rounds):
+                if drawn[i, t] == drawn[k, t]:
+                    node[k, t] = moved[i, t]
+                if drawn[i, t] == k:
+                    moved[k, t] = moved[i, t]
+    for k in range(committee):
+        for t in range(n_rounds):
+            node[k, t] = nodes[np.uint64(first[np.uint64(output[t])] + node[k, t])]
+
+
+@njit(cache=True)
+def _choose(uniform, choices):
+    return choices[np.uint64(int(uniform * len(choices)))]
+
+
+@njit(cache=True)
 def _pick(uniform, choices, picked):
     for t in range(len(uniform)):
-        picked[t] = choices[np.uint64(int(uniform[t] * len(choices)))]
+        picked[t] = _choose(uniform[t], choices)
+
+
+@njit(cache=True)
+def _count(uniform, choices, count):
+    for u in uniform:
+        count[np.uint64(_choose(u, choices))] += 1.0
 
 
 @njit(cache=True)

@@ -674,7 +674,7 @@ def test_an_ended_sweep_completes_what_is_missing(ending, sweep, whole_sweep, tm
     _, errors = process.communicate(timeout=30)
     if ending == signal.SIGINT:
         assert process.returncode == -signal.SIGINT
-        assert errors.rstrip().endswith("KeyboardInterrupt")
+        assert "\nKeyboardInterrupt\n" in errors  # what the workers leave behind may be named after it
     wait_for(lambda: not members(process.pid), 10)  # no orphans
     before = stamps(out)
     assert 4 <= len(before) < 40

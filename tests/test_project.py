@@ -3,8 +3,10 @@
 import doctest
 import itertools
 import json
+import os
 import re
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -171,3 +173,28 @@ def test_set_up_refuses_another_python_in_one_line(tmp_path, version):
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
         assert not (folder / ".venv").exists()
+
+
+def test_set_up_drops_compiled_code_that_is_older_than_the_package(tmp_path):
+    """And does nothing else where the environment is as it should be."""
+    for name in ("setup.sh", "pyproject.toml", "requirements.lock"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho 3.12\n", encoding="utf-8")
+    python.chmod(0o755)
+    subprocess.run(
+        'echo "$(cat pyproject.toml requirements.lock | cksum) $(pwd)" >.venv/.made-from', shell=True, cwd=tmp_path
+    )
+    compiled = tmp_path / "poq" / "__pycache__"
+    compiled.mkdir(parents=True)
+    ages = {"poq/old.py": 300, "poq/changed.py": 100}
+    ages |= {f"poq/__pycache__/{age}.{end}": age for age in (200, 50) for end in ("nbi", "nbc", "pyc")}
+    for name, age in ages.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    done = subprocess.run(
+        ["sh", "setup.sh"], cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert {path.name for path in compiled.iterdir()} == {"200.pyc", "50.nbc", "50.nbi", "50.pyc"}

@@ -8,6 +8,7 @@ import pytest
 from generators import dense_log, gappy_log
 from scipy import stats
 
+from poq import rounds
 from poq.engine import n_malicious
 from poq.rounds import block_length, gather, iter_rounds, make_pool, malicious_nodes, mark_nodes, sample_rounds
 from poq.scorelog import correlations, score_matrix
@@ -107,6 +108,25 @@ def test_small_committee_is_the_beginning_of_a_large_one(log):
         np.testing.assert_array_equal(output, drawn[2][1])
         np.testing.assert_array_equal(node, drawn[2][2][:, :k])
         np.testing.assert_array_equal(scores, drawn[2][3][:, :k])
+
+
+@pytest.mark.parametrize("committee", [1, 2, 5, rounds.SMALL_COMMITTEE, rounds.SMALL_COMMITTEE + 1])
+@pytest.mark.parametrize("log", [dense_log(), gappy_log()], ids=["dense", "gaps"])
+def test_both_shuffles_draw_the_same(monkeypatch, log, committee):
+    """Also where everybody who scored an output sits."""
+    matrix = matrix_of(log)
+    for n_nodes in (committee, 25):
+        options = {"committee": committee, "n_nodes": n_nodes}
+        try:
+            make_pool(matrix, **options)
+        except ValueError:
+            continue
+        drawn = []
+        for limit in (0, committee):
+            monkeypatch.setattr(rounds, "SMALL_COMMITTEE", limit)
+            drawn.append(rounds_of(matrix, **options)[2])
+        np.testing.assert_array_equal(*drawn)
+        assert n_nodes == committee or len(np.unique(drawn[0])) == n_nodes
 
 
 def test_seeds_and_trials_differ():

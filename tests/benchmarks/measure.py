@@ -109,7 +109,7 @@ def measure_throughput(log: pd.DataFrame, *, quick: bool) -> list[dict]:
     for committee, n_nodes in POOLS.items():
         for jitter, attack in ((0.0, "boost"), (0.5, "boost"), (0.0, "none")):
             world = make_world(log, make_scenario(committee, jitter, 10, attack=attack))
-            n_rounds = {"ours": int(2e7 * size / committee)}
+            n_rounds = {"ours": int(6e7 * size / committee)}
             scenario = make_scenario(committee, jitter, n_rounds["ours"], attack=attack)
             contenders = {"ours": partial(play_engine, log, scenario)}
             for name, (play, rounds) in _rivals(committee, size).items():
