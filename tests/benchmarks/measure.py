@@ -17,7 +17,6 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from poq import aggregators, jobs, simulate
 from poq.engine import n_malicious
@@ -162,6 +161,8 @@ def measure_aggregation(*, quick: bool) -> list[dict]:
 
 
 def _aggregators(committee: int) -> dict[str, dict[str, Callable]]:
+    from scipy import stats  # not above: the grid is timed from the start of a process, and needs none of it
+
     out = aggregators._n_cut(committee, 0.2)
     share = (out + 0.01) / committee  # a little over the share, so that SciPy, which rounds down, cuts as many
     return {
