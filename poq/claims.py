@@ -220,7 +220,8 @@ def in_words(row, *, digits: int = 3) -> str:
         return "no number"
 
     def figure(value: float) -> str:
-        return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.{digits}f}"
+        places = 0 if abs(value) >= 100 else digits
+        return f"{round(value, places) + 0.0:+,.{places}f}"  # + 0.0: there is no minus zero on a page
 
     if not (np.isfinite(row.low) and np.isfinite(row.high)):
         return f"{figure(row.value)} (no interval from one trial)"

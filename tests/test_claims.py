@@ -117,5 +117,6 @@ def test_in_words():
     row = pd.Series({"value": 0.0061, "low": -0.0032, "high": 0.01})
     assert claims.in_words(row) == "+0.006 [-0.003, +0.010]"
     assert claims.in_words(row * 1e6, digits=1) == "+6,100 [-3,200, +10,000]"
+    assert claims.in_words(row / 100) == "+0.000 [+0.000, +0.000]"
     assert claims.in_words(row.replace(0.01, np.nan)) == "+0.006 (no interval from one trial)"
     assert claims.in_words(row * np.nan) == "no number"
