@@ -22,9 +22,6 @@ case $version in
     "") fail "$python cannot be run; install Python 3.11, 3.12 or 3.13, or name one: make setup PYTHON=python3.12" ;;
     *) fail "Python 3.11, 3.12 or 3.13 is needed, $python is $version; name another: make setup PYTHON=python3.12" ;;
 esac
-# Compiled code on disk does not notice a change of a function that it took in from another file.
-newest=$(ls -t poq/*.py | head -n 1)
-find poq -name '*.nb[ic]' ! -newer "$newest" -delete
 if [ "$have" = "$version" ] && [ "$(cat $stamp 2>/dev/null || true)" = "$content" ]; then
     exit 0
 fi

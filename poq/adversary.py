@@ -110,6 +110,7 @@ def best_response(
         played = [dataclasses.replace(scenario, attack=attack, attack_options=options) for options in many_options]
         return sign * run(log, played, trials=trials, seed=seed, progress=False)[column].to_numpy().reshape(-1, trials)
 
+    honest = measure("none", [{}], trials=fresh_trials, seed=seed + 1)[0]  # first, so that bad input is said at once
     seen: list[tuple[float, dict]] = []
 
     def cost(points: np.ndarray) -> np.ndarray:
@@ -135,7 +136,6 @@ def best_response(
     again = np.nan_to_num(measure("affine", shortlist, trials=fresh_trials, seed=seed + 2).mean(axis=1), nan=-np.inf)
     found, options = seen[0][0], shortlist[int(again.argmax())]
     fresh = measure("affine", [options], trials=fresh_trials, seed=seed + 1)[0]
-    honest = measure("none", [{}], trials=fresh_trials, seed=seed + 1)[0]
     return {
         "objective": objective,
         "rule": scenario.rule,

@@ -14,8 +14,10 @@ rule did takes a keyword ``history``: see :class:`History`; it is called round b
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable
 from functools import lru_cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,8 @@ from numba import njit
 
 from poq.scorelog import SCORE_MAX
 from poq.streams import standard_normal
+
+MEMORY = 1000  # past consensus values that a reacting attacker is shown
 
 
 class Context(NamedTuple):
@@ -37,6 +41,7 @@ class Context(NamedTuple):
 class History(NamedTuple):
     """What a reacting attacker knows before a round: past consensus (t,), the committee's trust weights (1, K).
 
+    Of the past it remembers at most MEMORY rounds.
     Weights are relative to the mean weight of all nodes; they are 1 under a rule without memory.
     """
 
@@ -119,6 +124,7 @@ def target(scores, malicious, rng, *, context: Context, by: float = 3.0, partner
     `partner` is the number of that model in the order of names.
     """
     _check_strength("by", by)
+    _check_whole("partner", partner, least=0)
     side = np.where(np.asarray(context.model) == partner, by, -by)[..., None]
     return _replace(scores, malicious, np.asarray(scores, dtype=np.float64) + side)
 
@@ -126,6 +132,7 @@ def target(scores, malicious, rng, *, context: Context, by: float = 3.0, partner
 def favour(scores, malicious, rng, *, context: Context, by: float = 3.0, partner: int = 0):
     """Targeted collusion without sabotage: lift the outputs of one inference model only."""
     _check_strength("by", by)
+    _check_whole("partner", partner, least=0)
     side = np.where(np.asarray(context.model) == partner, by, 0.0)[..., None]
     return _replace(scores, malicious, np.asarray(scores, dtype=np.float64) + side)
 
@@ -182,6 +189,8 @@ def copycat(scores, malicious, rng, *, history: History, lag: int = 1, value: fl
     Commit-reveal hides the consensus for longer than a copy is worth; the copycat is then :func:`lazy`.
     """
     _check_whole("lag", lag, least=1)
+    if lag > MEMORY:
+        raise ValueError(f"lag must be {MEMORY} rounds or fewer, not {lag}")
     past = history.consensus
     return constant(scores, malicious, rng, value=float(past[-lag]) if len(past) >= lag else value)
 
@@ -225,12 +234,15 @@ def affine(
     _check_strength("sd", sd)
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must lie in [0, 1], not {probability!r}")
+    _check_whole("partner", partner, least=0)
     scores = np.asarray(scores, dtype=np.float64)
-    strikes = rng.random(scores.shape[:-1]) < probability
-    drawn = sd * standard_normal(rng, scores.shape)
+    # A round takes its draws together, so that rounds do not hang on how they are cut into blocks: the first says
+    # whether the committee strikes.
+    first, drawn = np.split(standard_normal(rng, (*scores.shape[:-1], scores.shape[-1] + 1)), [1], axis=-1)
+    level = NormalDist().inv_cdf(probability) if 0 < probability < 1 else np.inf if probability else -np.inf
     side = shift + partner_shift * (np.asarray(context.model) == partner)[..., None]
     middle = SCORE_MAX / 2
-    return _replace(scores, malicious & strikes[..., None], middle + gain * (scores - middle) + side + drawn)
+    return _replace(scores, malicious & (first < level), middle + gain * (scores - middle) + side + sd * drawn)
 
 
 def _replace(scores, malicious, reported):
@@ -244,7 +256,8 @@ def _check_number(name: str, value: float) -> None:
 
 
 def _check_whole(name: str, value: int, *, least: int) -> None:
-    if isinstance(value, bool) or value != int(value) or value < least:
+    whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer()
+    if not whole or value < least:
         raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
 
 

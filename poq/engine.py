@@ -17,15 +17,13 @@ from numba import njit
 
 from poq import metrics
 from poq.aggregators import leave_one_out, weighted_mean
-from poq.attacks import Context, History, asks_for
+from poq.attacks import MEMORY, Context, History, asks_for
 from poq.fused import PLAY, PLAY_TWICE
 from poq.rewards import fill_cost, normalise_cost
 from poq.rounds import Pool, block_length, count_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
 from poq.scorelog import SCORE_MAX, ScoreMatrix, best_evaluator
 from poq.streams import stream
 from poq.trust import TrustRule
-
-MEMORY = 1000  # past consensus values that a reacting attacker is shown
 
 
 # Attacks and rules are compared by identity: the plan makes one object for each, however many rows share it.

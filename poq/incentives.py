@@ -78,8 +78,7 @@ def draw_rounds(
     shape = {"n_nodes": n_nodes, "jitter": jitter, "resample": resample}
     pool = make_pool(matrix, committee=committee, seed=seed, trial=trial, **shape)
     output, node, honest = sample_rounds(pool, n_rounds=n_rounds, committee=committee, seed=seed, trial=trial)
-    used = np.unique(pool.output)
-    values, truth = matrix.values[used], matrix.truth[used]
+    values, truth = matrix.values[pool.output], matrix.truth[pool.output]  # resampled items count as often as drawn
     slope, level = _regression(values, truth, pool.jitter)
     evaluator = pool.evaluator[node]
     return Rounds(
@@ -263,7 +262,10 @@ def play(
     **options
         Of :func:`reports`.
     """
-    hit = mark_nodes(np.asarray(liars, dtype=bool), rounds.node)
+    liars = np.asarray(liars, dtype=bool)
+    if liars.shape != rounds.order.shape:
+        raise ValueError(f"liars must be (N,) = {rounds.order.shape}, not {liars.shape}")
+    hit = mark_nodes(liars, rounds.node)
     planned = np.where(hit, reports(rounds, strategy, **options), rounds.honest)
     copying, lagged = hit & (strategy == "copy_open"), hit & (strategy == "copy_hidden")
     if deviant is not None:

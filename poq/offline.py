@@ -52,12 +52,12 @@ def crh(scores, node, *, steps: int = 50):
     """
     scores, node, _ = _arrays(scores, node)
     n = int(node.max()) + 1
+    count = _sum(node, np.ones_like(scores), n)  # 0 for a node number that never sat
     weights = np.ones(n)
     for _ in range(steps):
         estimate = _weighted(scores, weights[node])
-        loss = _sum(node, (scores - estimate[:, None]) ** 2, n) / _sum(node, np.ones_like(scores), n)
-        loss = np.maximum(loss, LEAST_VARIANCE)
-        weights = np.maximum(-np.log(loss / loss.sum()), 1e-6)
+        loss = np.maximum(_sum(node, (scores - estimate[:, None]) ** 2, n) / np.maximum(count, 1), LEAST_VARIANCE)
+        weights = np.maximum(-np.log(loss / loss[count > 0].sum()), 1e-6)
     return _weighted(scores, weights[node])
 
 
@@ -76,7 +76,9 @@ def catd(scores, node, *, confidence: float = 0.95, steps: int = 50):
     weights = np.ones(n)
     for _ in range(steps):
         estimate = _weighted(scores, weights[node])
-        weights = quantile / np.maximum(_sum(node, (scores - estimate[:, None]) ** 2, n), LEAST_VARIANCE * count)
+        weights = quantile / np.maximum(
+            _sum(node, (scores - estimate[:, None]) ** 2, n), LEAST_VARIANCE * np.maximum(count, 1)
+        )
     return _weighted(scores, weights[node])
 
 

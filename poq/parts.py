@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 MANIFEST = "manifest.json"
+DATA = (types.NoneType, bool, int, float, complex, str, bytes, tuple, list, set, frozenset, dict)
+DATA += (np.generic, np.ndarray, pd.Series, pd.DataFrame, pd.Index, types.SimpleNamespace)
 PACKAGE = Path(__file__).parent
 ABANDONED_SECONDS = 3600  # a temporary file this old has lost its writer
 
@@ -173,9 +175,11 @@ def _sources(*names: str) -> Iterator[bytes]:
 
 def _describe(thing, seen: set) -> str:
     """A text that changes when a function changes: its code, defaults, closure, and what its own module gives it."""
-    thing = getattr(thing, "py_func", thing)  # a function compiled by numba
+    thing = getattr(getattr(thing, "_dispatcher", thing), "py_func", thing)  # a function compiled by numba
     if isinstance(thing, partial):
         thing = (thing.func, thing.args, thing.keywords)
+    if isinstance(thing, types.MethodType):
+        thing = (thing.__func__, thing.__self__)
     if isinstance(thing, tuple | list):
         return f"({', '.join(_describe(part, seen) for part in thing)})"
     if isinstance(thing, set | frozenset):
@@ -184,24 +188,45 @@ def _describe(thing, seen: set) -> str:
         return f"{{{', '.join(f'{key!r}: {_describe(value, seen)}' for key, value in thing.items())}}}"
     if isinstance(thing, np.ndarray):
         return f"array({thing.dtype}, {thing.shape}, {hashlib.sha256(thing.tobytes()).hexdigest()})"
+    if isinstance(thing, pd.Series | pd.DataFrame | pd.Index):
+        return f"{type(thing).__name__} {_describe(pd.util.hash_pandas_object(thing).to_numpy(), seen)}"
     if thing is None or isinstance(thing, str | bytes | bool | int | float | complex | np.generic):
         return repr(thing)
     if isinstance(thing, types.CodeType):
         return _describe((thing.co_code, thing.co_names, thing.co_varnames, thing.co_consts), seen)
     if not isinstance(thing, types.FunctionType):
-        return f"{type(thing).__module__}.{type(thing).__qualname__} {getattr(thing, '__qualname__', '')}"
+        return _describe_object(thing, seen)
     name = f"{thing.__module__}.{thing.__qualname__}"
     if id(thing) in seen or thing.__module__.partition(".")[0] == __package__:
         return name
     seen.add(id(thing))
-    cells = inspect.getclosurevars(thing)
-    given = {**cells.nonlocals, **{key: value for key, value in cells.globals.items() if _is_own(value, thing)}}
+    known = {name: thing.__globals__[name] for name in _names(thing.__code__) if name in thing.__globals__}
+    given = {name: value for name, value in known.items() if _is_own(value, thing)}
+    given |= inspect.getclosurevars(thing).nonlocals
     return f"{name} {_describe((thing.__code__, thing.__defaults__, thing.__kwdefaults__, given), seen)}"
 
 
+def _describe_object(thing, seen: set) -> str:
+    """Of an object that is called: its class, how it is called, and what it holds."""
+    kind = thing if isinstance(thing, type) else type(thing)
+    name = f"{kind.__module__}.{kind.__qualname__} {getattr(thing, '__qualname__', '')}"
+    if id(thing) in seen or isinstance(thing, types.ModuleType) or kind.__module__.partition(".")[0] == __package__:
+        return name
+    seen.add(id(thing))
+    methods = {key: value for key, value in vars(kind).items() if isinstance(value, types.FunctionType)}
+    held = {} if isinstance(thing, type) else getattr(thing, "__dict__", {})
+    return f"{name} {_describe((methods, held), seen)}"
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """Global names that a function reads, also in functions and comprehensions inside it, in a fixed order."""
+    inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _names(part)]
+    return list(dict.fromkeys([*code.co_names, *inner]))
+
+
 def _is_own(value, function) -> bool:
-    """Whether a global belongs to the function's own module; libraries are not followed."""
-    return getattr(value, "__module__", function.__module__) == function.__module__
+    """Whether a global is plain data, or of the function's own module; libraries are not followed."""
+    return isinstance(value, DATA) or getattr(value, "__module__", None) == function.__module__
 
 
 def warn(message: str) -> None:

@@ -36,6 +36,7 @@ PAY = ("inference_alpha", "inference_beta", "evaluator_alpha", "evaluator_beta")
 DRAW = ("committee", "n_nodes", "min_available", "jitter", "resample", "n_rounds", "burn_in")
 MATRIX = ("task", "calibration", "truth_range")
 OPTIONS = ("rule_options", "attack_options")
+SEVERAL = (list, tuple, range, np.ndarray, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,8 @@ def _check_options(name: str, function, options: Mapping, *, skip: int) -> None:
 def grid(**lists) -> list[Scenario]:
     """All combinations of the given field values, the last field fastest.
 
-    A list, tuple, range or array varies its field; anything else is one value for all. For `calibration` and
-    `truth_range`, where a tuple is one value, only a list varies.
+    A list, tuple, range, array, Series or Index varies its field; anything else is one value for all. For
+    `calibration` and `truth_range`, where a tuple is one value, only a list varies.
 
     Examples
     --------
@@ -234,7 +235,7 @@ def grid(**lists) -> list[Scenario]:
             raise ValueError(f"unknown field '{name}' of Scenario: it has {', '.join(sorted(names))}")
 
     def choices(name, value):
-        varies = (list,) if name in ("calibration", "truth_range") else (list, tuple, range, np.ndarray)
+        varies = (list,) if name in ("calibration", "truth_range") else SEVERAL
         return list(value) if isinstance(value, varies) else [value]
 
     expanded = [choices(name, value) for name, value in lists.items()]
@@ -316,6 +317,7 @@ def _plan(log: pd.DataFrame, scenarios: list[Scenario], *, trials: int, seed: in
         if matrix_key not in matrices:
             matrices[matrix_key] = matrix_of(log, **{name: getattr(scenario, name) for name in MATRIX})
         key = json.dumps([matrix_key, *(fields[name] for name in DRAW)])
+        _check_partner(matrices[matrix_key], scenario)
         if key not in groups:
             draw = {name: getattr(scenario, name) for name in DRAW}
             _check_pool(matrices[matrix_key], draw, trials=trials, seed=seed)
@@ -334,6 +336,15 @@ def _plan(log: pd.DataFrame, scenarios: list[Scenario], *, trials: int, seed: in
         groups[key].cases.append(Case(attacks[attack_key], rules[rule_key], pay))
         groups[key].numbers.append(number)
     return list(groups.values()), matrices
+
+
+def _check_partner(matrix: ScoreMatrix, scenario: Scenario) -> None:
+    partner = scenario.attack_options.get("partner", 0)
+    if partner >= len(matrix.models):
+        raise ValueError(
+            f"attack '{scenario.attack}': partner must be one of the {len(matrix.models)} models of task "
+            f"'{matrix.task}', counted from 0, not {partner}"
+        )
 
 
 def _check_pool(matrix: ScoreMatrix, draw: dict, *, trials: int, seed: int) -> None:

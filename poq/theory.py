@@ -104,7 +104,7 @@ def median_moments(committee: int, shift: float) -> np.ndarray:
     """
     if committee % 2 == 0:
         raise ValueError(f"committee must be odd, not {committee}")
-    grid = np.linspace(-8, shift + 8, 1601)
+    grid = np.linspace(min(shift, 0.0) - 8, max(shift, 0.0) + 8, 1601)
     middle = (grid[1:] + grid[:-1]) / 2
     honest, malicious = stats.norm.cdf(grid), stats.norm.cdf(grid - shift)
     moments = []

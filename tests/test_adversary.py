@@ -63,3 +63,8 @@ def test_the_search_starts_from_what_is_known(known):
 def test_bad_questions_are_named(options, said):
     with pytest.raises(ValueError, match=said):
         best_response(LOG, SETTING, **options)
+
+
+def test_what_the_rounds_refuse_is_said_as_it_is():
+    with pytest.raises(ValueError, match="committee 50 is larger than the"):
+        best_response(LOG, dataclasses.replace(SETTING, committee=50))

@@ -9,6 +9,7 @@ from reference import attacked
 from scipy import stats
 
 from poq.attacks import ATTACKS, Context, History, asks_for, boost, intermittent, noise, none, sabotage
+from poq.simulate import Scenario
 
 PAPER = {"noise": noise, "boost": boost, "sabotage": sabotage, "intermittent": intermittent}
 every_attack = pytest.mark.parametrize("attack", [none, *PAPER.values()], ids=["none", *PAPER])
@@ -201,3 +202,32 @@ def test_whole_numbers_are_scores_too(attack):
     found = attack(np.array([0, 5, 10]), np.array([True, False, False]), rng())
     assert found.dtype == np.float64
     assert found[1:].tolist() == [5, 10]
+
+
+def test_affine_adds_noise_and_strikes_as_often_as_it_says():
+    rng, scores = np.random.default_rng(0), np.full((40_000, 3), 5.0)
+    malicious = np.array([[True, True, False]]).repeat(len(scores), axis=0)
+    context = Context(np.arange(len(scores)), *np.zeros((2, len(scores)), int), np.zeros(scores.shape, int))
+    moved = ATTACKS["affine"](scores, malicious, rng, context=context, sd=0.5, probability=0.3, shift=1.0)
+    struck = moved[:, 0] != 5.0
+    assert (struck == (moved[:, 1] != 5.0)).all()  # together
+    assert struck.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / len(scores)))
+    drawn = moved[struck, :2] - 6.0
+    assert abs(drawn.mean()) < 4 * 0.5 / np.sqrt(drawn.size)
+    assert drawn.std() == pytest.approx(0.5, rel=0.03)
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 4 / np.sqrt(len(drawn))
+    for probability, share in ((0.0, 0.0), (1.0, 1.0)):
+        moved = ATTACKS["affine"](scores, malicious, rng, context=context, probability=probability, shift=1.0)
+        assert (moved[:, 0] == 6.0).mean() == share
+
+
+@pytest.mark.parametrize("partner", [-1, 1.5, "model-00", True])
+@pytest.mark.parametrize("attack", ["target", "favour", "affine"])
+def test_a_partner_is_a_number(attack, partner):
+    with pytest.raises(ValueError, match="partner must be a whole number"):
+        Scenario("qa", attack=attack, attack_options={"partner": partner})
+
+
+def test_a_copycat_remembers_no_more_than_it_is_shown():
+    with pytest.raises(ValueError, match="lag must be 1000 rounds or fewer, not 1001"):
+        Scenario("qa", attack="copycat", attack_options={"lag": 1001})

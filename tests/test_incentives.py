@@ -319,6 +319,11 @@ def test_pay_ranks_follow_the_majority_under_closeness_and_the_truth_under_audit
     assert mean["audit_scored"] > 0.6
 
 
+def test_a_mask_of_another_length_is_refused(rounds):
+    with pytest.raises(ValueError, match=r"liars must be \(N,\)"):
+        incentives.play(rounds, np.ones(1, dtype=bool), "constant")
+
+
 def test_names_are_checked_before_any_work(matrix):
     with pytest.raises(ValueError, match="unknown strategy 'honest'"):
         incentives.deviations(matrix, rules=["mean"], states={"honest": [0.1]}, trials=1, seed=0)

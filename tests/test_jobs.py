@@ -1,11 +1,13 @@
 """The same frame wherever the work is done, and nothing lost when it is interrupted."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import types
 import warnings
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -16,6 +18,7 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pytest
+from numba import njit, vectorize
 
 from poq import jobs, parts, simulate
 from poq.aggregators import AGGREGATORS, mean
@@ -530,6 +533,57 @@ def test_a_rewritten_rule_does_not_pick_up_old_results(monkeypatch, tmp_path):
             run(make_many_jobs("probe"), out=tmp_path)
     monkeypatch.setitem(AGGREGATORS, "probe", make_rule())
     run(make_many_jobs("probe"), out=tmp_path)
+
+
+SHARE = types.SimpleNamespace(of=0.5)
+STRENGTHS = pd.Series([0.5])
+
+
+class Scaled:
+    """A rule that is an object."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def __call__(self, scores):
+        return self.share * scores.mean(axis=-1)
+
+    def consensus(self, scores):
+        return self(scores)
+
+
+class Halved(Scaled):
+    def __call__(self, scores):
+        return scores.mean(axis=-1) / 2
+
+
+def namespaced(scores):
+    return SHARE.of * scores.mean(axis=-1)
+
+
+def nested(scores):
+    return sum(share * scores.mean(axis=-1) for share in STRENGTHS.to_list())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(Scaled(0.5), Scaled(0.9)), (Scaled(0.5).consensus, Scaled(0.9).consensus), (Scaled(0.5), Halved(0.5))],
+    ids=["object", "method", "class"],
+)
+def test_rules_that_are_objects_are_told_apart(one, other):
+    assert parts.hash_code([one]) == parts.hash_code([pickle.loads(pickle.dumps(one))])
+    assert parts.hash_code([one]) != parts.hash_code([other])
+
+
+@pytest.mark.parametrize("rule", [namespaced, nested, njit(namespaced), vectorize(lambda score: SHARE.of * score)])
+def test_globals_of_a_rule_are_part_of_it(monkeypatch, rule):
+    before = parts.hash_code([rule])
+    assert before == parts.hash_code([rule])
+    monkeypatch.setattr(SHARE, "of", 0.9)
+    STRENGTHS.iloc[0] = 0.9
+    after = parts.hash_code([rule])
+    STRENGTHS.iloc[0] = 0.5
+    assert before != after
 
 
 def test_the_code_that_plays_a_trial_is_hashed_and_no_more():

@@ -70,3 +70,13 @@ def test_arrays_that_do_not_fit_are_named():
         oracle(np.zeros((3, 2)), np.zeros((3, 2), dtype=int), np.zeros(2))
     with pytest.raises(ValueError, match="confidence"):
         catd(np.zeros((3, 2)), np.zeros((3, 2), dtype=int), confidence=1)
+
+
+def test_nodes_that_never_sat_change_nothing():
+    """Numbers may have gaps: those who never sat have no error and no weight."""
+    rng = np.random.default_rng(2)
+    scores, node = rng.uniform(0, 10, (30, 3)), np.array([rng.permutation(6)[:3] for _ in range(30)])
+    for rule in (crh, catd):
+        found = rule(scores, node)
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(rule(scores, node * 3), found, atol=1e-9)

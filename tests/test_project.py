@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+import poq
 from poq.chapters import list_chapters, read_parameters
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -175,26 +176,13 @@ def test_set_up_refuses_another_python_in_one_line(tmp_path, version):
         assert not (folder / ".venv").exists()
 
 
-def test_set_up_drops_compiled_code_that_is_older_than_the_package(tmp_path):
-    """And does nothing else where the environment is as it should be."""
-    for name in ("setup.sh", "pyproject.toml", "requirements.lock"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\necho 3.12\n", encoding="utf-8")
-    python.chmod(0o755)
-    subprocess.run(
-        'echo "$(cat pyproject.toml requirements.lock | cksum) $(pwd)" >.venv/.made-from', shell=True, cwd=tmp_path
-    )
-    compiled = tmp_path / "poq" / "__pycache__"
-    compiled.mkdir(parents=True)
-    ages = {"poq/old.py": 300, "poq/changed.py": 100}
-    ages |= {f"poq/__pycache__/{age}.{end}": age for age in (200, 50) for end in ("nbi", "nbc", "pyc")}
-    for name, age in ages.items():
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    done = subprocess.run(
-        ["sh", "setup.sh"], cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def test_compiled_code_that_is_older_than_the_package_is_dropped(tmp_path):
+    compiled = tmp_path / "__pycache__"
+    compiled.mkdir()
+    ages = {tmp_path / "old.py": 300, tmp_path / "changed.py": 100}
+    ages |= {compiled / f"{age}.{end}": age for age in (200, 50) for end in ("nbi", "nbc", "pyc")}
+    for path, age in ages.items():
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    poq._drop_stale_code(tmp_path)
     assert {path.name for path in compiled.iterdir()} == {"200.pyc", "50.nbc", "50.nbi", "50.pyc"}

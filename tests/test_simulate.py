@@ -262,6 +262,8 @@ def test_grid_order_and_single_values():
     assert [(s.rule, s.committee) for s in scenarios] == [("mean", 3), ("mean", 5), ("median", 3), ("median", 5)]
     assert {s.truth_range for s in scenarios} == {(0, 1)}
     assert grid(task="qa") == [Scenario("qa")]
+    for several in (pd.Series(["qa", "b"]), pd.Index(["qa", "b"]), pd.Series(["qa", "b"], dtype="string").array):
+        assert grid(task=several) == [Scenario("qa"), Scenario("b")]
     assert Scenario("qa", rule_options={}) == Scenario("qa")
     assert hash(Scenario("qa")) == hash(Scenario("qa"))
 
@@ -658,3 +660,10 @@ def test_compare_needs_its_baseline(log):
 def test_trust_rules_are_rules():
     assert "paper" in TRUST_RULES
     assert not set(TRUST_RULES) & set(AGGREGATORS)
+
+
+@pytest.mark.parametrize("attack", ["target", "favour", "affine"])
+def test_a_partner_must_be_in_the_log(log, attack):
+    scenario = small(attack=attack, malicious_share=0.3, attack_options={"partner": 99})
+    with pytest.raises(ValueError, match=r"partner must be one of the \d+ models of task"):
+        run(log, scenario)

@@ -68,6 +68,13 @@ def test_median_of_an_even_committee_is_refused():
         theory.median_moments(4, 1.0)
 
 
+def test_a_shift_downwards_mirrors_one_upwards():
+    for moments, committee in ((theory.mean_moments, 4), (theory.median_moments, 5)):
+        up, down = moments(committee, 12.0), moments(committee, -12.0)
+        np.testing.assert_allclose(down, up * [-1, 1], atol=1e-3)
+        assert up[-1, 0] == pytest.approx(12.0, abs=1e-3)
+
+
 @pytest.mark.parametrize("of", ["mse", "variance"])
 @pytest.mark.parametrize("committee", [3, 5, 9])
 def test_border_and_capture(committee, of):

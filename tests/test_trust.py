@@ -317,3 +317,19 @@ def test_bad_input(arguments, options, part):
 def test_unknown_option():
     with pytest.raises(TypeError, match="speed"):
         run_trust(SCORES, NODE, 3, speed=1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "node", "said"),
+    [
+        ([[1.0, np.nan]], [[0, 1]], "none of them NaN"),
+        ([[1.0, np.inf]], [[0, 1]], "scores must be finite"),
+        ([[1.0, 2.0]], [[0, 0.7]], "whole numbers, not float64"),
+        ([[1.0, 2.0]], [[0, np.nan]], "whole numbers"),
+        (np.zeros((2, 0)), np.zeros((2, 0), int), "a member in each round"),
+        ([[1.0, 2.0]], [[0, 5]], "from 0 to 4"),
+    ],
+)
+def test_what_a_compiled_loop_cannot_read_is_refused(scores, node, said):
+    with pytest.raises(ValueError, match=said):
+        run_trust(scores, node, 5)

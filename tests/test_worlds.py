@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from poq.attacks import ATTACKS, asks_for
 from poq.metrics import pearson, rmse
 from poq.scorelog import matrix_of, score_matrix
 from poq.simulate import Scenario, run
@@ -16,14 +17,18 @@ def scenario(**fields):
     return Scenario(**{"task": "clusters-01", "committee": 5, "n_rounds": 3000, "malicious_share": 0.3, **fields})
 
 
-@pytest.mark.parametrize("attack", ["none", "noise", "boost", "intermittent", "target", "sleeper", "hide"])
+OPTIONS = {"affine": {"sd": 1.0, "probability": 0.5, "shift": 2.0}}
+
+
+@pytest.mark.parametrize("attack", [name for name in ATTACKS if not asks_for(ATTACKS[name], "history")])
 @pytest.mark.parametrize("calibration", ["minmax", "rank"])
 def test_replayed_rounds_are_those_of_the_engine(attack, calibration):
-    played = [scenario(rule=rule, attack=attack, calibration=calibration) for rule in RULES]
+    options = {"attack": attack, "attack_options": OPTIONS.get(attack, {}), "calibration": calibration}
+    played = [scenario(rule=rule, **options) for rule in RULES]
     frame = run(LOG, played, trials=2, seed=3, progress=False)
     matrix = score_matrix(LOG, task="clusters-01", calibration=calibration)
     for row in frame.itertuples():
-        rounds = replay(matrix, scenario(attack=attack, calibration=calibration), seed=3, trial=row.trial)
+        rounds = replay(matrix, scenario(**options), seed=3, trial=row.trial)
         consensus = consensus_of(rounds, row.rule)
         assert rmse(consensus, rounds.truth) == pytest.approx(row.rmse, rel=1e-9), row.rule
         assert pearson(consensus, rounds.truth) == pytest.approx(row.pearson, rel=1e-9), row.rule

@@ -229,15 +229,17 @@ async def ask(request: Request, line: Line, redact: Callable[[str], str]) -> tup
     loop = asyncio.get_running_loop()
     for number in range(endpoint.retries + 1):
         await _sleep(line, line.resume_at - loop.time())
+        if number and line.gone.is_set():
+            break
         reply = await send(line.client, endpoint, request.prompt)
         if reply.status != "retry":
             break
         trouble[reply.reason] += 1
-        if number == endpoint.retries or line.gone.is_set():
-            break
         wait = wait_before(number, endpoint.backoff, reply.retry_after, random.random())
         if reply.retry_after:
             line.resume_at = max(line.resume_at, loop.time() + wait)  # the others need not ask to hear the same
+        if number == endpoint.retries or line.gone.is_set():
+            break
         await _sleep(line, wait)
         if line.gone.is_set():
             break
@@ -288,6 +290,9 @@ async def ask_all(
 
         async def work(name: str, line: Line) -> None:
             while line.queue and not line.gone.is_set():
+                await _sleep(line, line.resume_at - asyncio.get_running_loop().time())
+                if line.gone.is_set() or not line.queue:
+                    break
                 request = line.queue.popleft()
                 record, status = await ask(request, line, redact)
                 journal.add(record)

@@ -10,8 +10,7 @@ import html
 import json
 import os
 import re
-import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,9 +97,31 @@ def make_redact(keys: Iterable[str]) -> Callable[[str], str]:
     """A function that removes the keys from a text, also where they come back encoded."""
     forms = set()
     for key in keys:
-        bare = base64.b64encode(key.encode()).decode().rstrip("=")
-        forms |= {key, urllib.parse.quote(key, safe=""), json.dumps(key)[1:-1], html.escape(key), bare}
+        forms |= {"".join(map(_spellings, key)), re.escape(key.encode().hex())}
+        forms |= {re.escape(text) for text in _base64_parts(key.encode())}
     if not forms:
         return lambda text: text
-    pattern = re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)), re.IGNORECASE)
+    pattern = re.compile("|".join(sorted(forms, key=len, reverse=True)), re.IGNORECASE)
     return lambda text: pattern.sub(MASK, text)
+
+
+def _spellings(char: str) -> str:
+    """A pattern for one character as it is, or escaped as in JSON, a URL or HTML, by any writer of these."""
+    code = f"{ord(char):x}"
+    quoted = "".join(f"%{byte:02x}" for byte in char.encode())
+    forms = [re.escape(char), rf"\\{re.escape(char)}", rf"\\u0*{code}", quoted]
+    forms += [rf"&#x0*{code};", rf"&#0*{ord(char)};", re.escape(html.escape(char))]
+    return f"(?:{'|'.join(dict.fromkeys(forms))})"
+
+
+def _base64_parts(secret: bytes) -> Iterator[str]:
+    """What base64 makes of the secret wherever it begins in a longer text, in both alphabets."""
+    for shift in range(3):
+        text = base64.b64encode(bytes(shift) + secret).decode().rstrip("=")
+        if not shift:
+            yield from {text, text.replace("+", "-").replace("/", "_")}  # the secret alone
+        # The ends hang on the neighbours too.
+        part = text[(0, 2, 3)[shift] : len(text) - (1 if (shift + len(secret)) % 3 else 0)]
+        if len(part) >= 8:
+            yield part
+            yield part.replace("+", "-").replace("/", "_")
