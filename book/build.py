@@ -223,6 +223,7 @@ def plan_runs(book: Path, profile: str, runs: list[tuple[str, str, dict[str, Any
             if log not in logs:
                 logs[log] = _evaluators_by_task(stem, log, values["log"])
             tasks = logs[log]
+            wanted, values = _fit_committees(wanted, values, parameters, tasks, chosen=extra)
         check_together(label, values, tasks, str(values.get("log")))
         content = [common, _notebook_key(source), data, json.dumps(plain(wanted), sort_keys=True), profile]
         if values.get("log") is not None:
@@ -230,6 +231,17 @@ def plan_runs(book: Path, profile: str, runs: list[tuple[str, str, dict[str, Any
         key = hashlib.sha256("\n".join(content).encode()).hexdigest()[:24]
         jobs.append(Job(label, stem, source, wanted, values, profile, key))
     return jobs
+
+
+def _fit_committees(wanted: dict, values: dict, parameters: dict, tasks: dict[str, int], *, chosen: dict):
+    """Without the committee sizes of the profile that the log cannot fill; what was asked for stays, to be refused."""
+    if values.get("n_nodes") is None and tasks:
+        wanted = dict(wanted)
+        for name in {"committee", "committees"} & set(wanted) - set(chosen):
+            fitting = [size for size in wanted[name] if size <= min(tasks.values())]
+            wanted[name] = fitting or parameters[name].default
+            values = {**values, name: wanted[name]}
+    return wanted, values
 
 
 def _profile_sizes(book: Path, profile: str) -> dict[str, dict]:
@@ -251,7 +263,8 @@ def _evaluators_by_task(stem: str, log: Path, said: str) -> dict[str, int]:
         frame = read_score_log(log)
     except (ScoreLogError, OSError) as error:
         raise ParameterError(f"{stem}: log {said}: {' '.join(str(error).split())}") from None
-    return {str(task): int(count) for task, count in frame.groupby("task")["evaluator"].nunique().items()}
+    evaluators = frame["evaluator"].where(frame["score"].notna())  # one that never scored cannot sit
+    return {str(task): int(count) for task, count in evaluators.groupby(frame["task"]).nunique().items()}
 
 
 def _notebook_key(path: Path) -> str:

@@ -93,11 +93,13 @@ def _leave_with_parent(parent: int) -> None:
 def main(source: str, target: str, parameters: str) -> int:
     """Entry point; returns the exit status."""
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    given = json.loads(Path(parameters).read_text(encoding="utf-8"))
     try:
-        execute(Path(source), Path(target), json.loads(Path(parameters).read_text(encoding="utf-8")))
+        execute(Path(source), Path(target), given)
     except Exception as error:
         traceback.print_exc()
-        where = f"code cell {error.exec_count}: " if hasattr(error, "exec_count") else ""
+        # Given parameters stand in a cell of their own, which is not in the notebook that its author reads.
+        where = f"code cell {error.exec_count - bool(given)}: " if hasattr(error, "exec_count") else ""
         name = getattr(error, "ename", type(error).__name__)
         said = str(getattr(error, "evalue", error)).strip().splitlines() or [""]
         print(json.dumps({"error": f"{where}{name}: {said[0]}"}), flush=True)

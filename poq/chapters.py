@@ -43,6 +43,8 @@ _RANGES = {
     "share": (0, 1),
     "audit_share": (0, 1),
     "probability": (0, 1),
+    "train_share": (0, 1),
+    "half_width": (0, math.inf),
     "cut": (0, 0.5),
     "seed": (0, math.inf),
     "burn_in": (0, math.inf),
@@ -358,7 +360,7 @@ def _checked_type(value: Any, kind: str) -> Any:
                 return [float(entry) for entry in value] if element.group(1) == "float" else value
         if part not in ("None", *_SCALARS) and not (element and element.group(1) in _SCALARS):
             raise ValueError(f"has the unknown type {part!r}; known: int, float, bool, str, lists of these, None")
-    example = ", as in [3,5]" if "list[" in kind else ""
+    example = f", as in {'[mean,median]' if 'list[str]' in kind else '[3,5]'}" if "list[" in kind else ""
     raise ValueError(f"must be {kind}{example}; got {value!r}")
 
 

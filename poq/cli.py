@@ -69,7 +69,7 @@ def check_log(path: str) -> int:
     """Print what a score log holds; warnings are part of a valid log."""
     import numpy as np
 
-    from poq.scorelog import ScoreLogError, read_score_log, score_matrix, tasks
+    from poq.scorelog import ScoreLogError, read_score_log, reference_free, score_matrix, tasks
 
     try:
         log = read_score_log(path)
@@ -102,8 +102,13 @@ def check_log(path: str) -> int:
             print(f"warning: {_shown(str(warning.message))}")
         print(_uses(matrix))
     for column, lost in OPTIONAL.items():
-        if column not in log:
-            print(f"note: column '{column}' is not there; {lost}")
+        if column not in log or log[column].isna().all():
+            print(f"note: column '{column}' is {'empty' if column in log else 'not there'}; {lost}")
+    if "reference_based" in log:
+        try:
+            reference_free(log)
+        except ValueError as error:
+            print(f"note: {_shown(str(error))}; chapters show the full pool alone")
     return 0
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from poq.scorelog import COSTS, REQUIRED, ScoreLogError, as_numbers, check_log
+from poq.scorelog import COSTS, REQUIRED, ScoreLogError, as_numbers, check_log, check_text
 
 SOURCES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 TARGETS = (".csv", ".csv.gz", ".parquet")
@@ -40,6 +40,8 @@ def read_table(path) -> pd.DataFrame:
         raise FileNotFoundError(f"no table at {path}")
     if path.is_dir() or not name.endswith(SOURCES):
         raise ScoreLogError(f"{path}: not a table that can be imported; it must end in {', '.join(SOURCES)}")
+    if ".csv" in name:
+        check_text(path)
     try:
         if name.endswith(".parquet"):
             return pa.parquet.read_table(path).to_pandas(ignore_metadata=True)
@@ -117,6 +119,10 @@ def to_score_log(
         table[name] = value
     if evaluators is not None:
         table = _melt(table, list(evaluators), where)
+    for name in REQUIRED:
+        if name not in table:
+            hint = "; a table with one column per evaluator needs --wide" if name in ("evaluator", "score") else ""
+            raise ScoreLogError(f"{where}: missing column '{name}' (found: {found}){hint}")
     checked = check_log(table[[name for name in KNOWN if name in table]], where=where)
     absent = [name for name in negate if not (checked["evaluator"] == name).any()]
     if absent:
@@ -129,7 +135,8 @@ def to_score_log(
 def _melt(table: pd.DataFrame, evaluators: list[str], where: str) -> pd.DataFrame:
     for name in evaluators:
         if name not in table:
-            raise ScoreLogError(f"{where}: missing column '{name}', which should be an evaluator")
+            found = ", ".join(map(str, table.columns))
+            raise ScoreLogError(f"{where}: missing column '{name}', which should be an evaluator (found: {found})")
     for name in ("evaluator", "score", "cost"):
         if name in table:
             raise ScoreLogError(f"{where}: a wide table has one column per evaluator, but there is a column '{name}'")
@@ -198,7 +205,9 @@ def import_log(options) -> str:
     used = {*log.columns, *rename.values(), *(evaluators or ())}
     left_out = [str(name) for name in table.columns if name not in used]
     tail = f"; columns left out: {', '.join(left_out)}" if left_out else ""
-    return f"{options.target}: {len(log):,} rows, {log['evaluator'].nunique():,} evaluators{tail}"
+    names = list(map(str, log["evaluator"].unique()))
+    more = ", ..." if len(names) > 12 else ""
+    return f"{options.target}: {len(log):,} rows, {len(names):,} evaluators ({', '.join(names[:12])}{more}){tail}"
 
 
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:

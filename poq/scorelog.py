@@ -126,6 +126,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     read = pa.csv.ReadOptions(block_size=1 << 22)
     parse = pa.csv.ParseOptions(newlines_in_values=True)
     compression = "gzip" if path.name.lower().endswith(".gz") else None
+    check_text(path)
     with pa.input_stream(str(path), compression=compression) as stream:
         names = pa.csv.open_csv(stream, read_options=read, parse_options=parse).schema.names
     convert = pa.csv.ConvertOptions(
@@ -135,6 +136,28 @@ def _read_csv(path: Path) -> pd.DataFrame:
         table = pa.csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=convert)
     _check_names(table.column_names, path)
     return table.to_pandas()
+
+
+def check_text(path: Path) -> None:
+    """Refuse what spreadsheets write in its own words: another encoding, or semicolons between columns.
+
+    Raises
+    ------
+    ScoreLogError
+        The message says what to save instead.
+    """
+    try:
+        compression = "gzip" if path.name.lower().endswith(".gz") else None
+        with pa.input_stream(str(path), compression=compression) as stream:
+            first = stream.read(1 << 16).split(b"\n")[0]
+    except (pa.ArrowException, OSError):
+        return  # the reader says it better
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ScoreLogError(f"{path}: is written in UTF-16; save it as CSV in UTF-8")
+    if b";" in first and b"," not in first and b"\t" not in first:
+        raise ScoreLogError(
+            f"{path}: columns are separated by semicolons; save it with commas between columns and points in numbers"
+        )
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -172,6 +195,11 @@ def check_log(log: pd.DataFrame, *, where: str = "log") -> pd.DataFrame:
         checked[name], codes[name] = _key(checked[name], name, where)
     for name in ("score", "truth", *(cost for cost in COSTS if cost in log.columns)):
         checked[name] = as_numbers(checked[name], name, where)
+    # Columns that only chapters read are kept as they are, but a value that cannot be read is no silent loss.
+    if "reference_based" in log.columns:
+        _marks(checked["reference_based"], where)
+    if "truth_alt" in log.columns:
+        as_numbers(checked["truth_alt"], "truth_alt", where)
     missing = np.flatnonzero(checked["truth"].isna())
     if len(missing):
         raise ScoreLogError(f"{where}: column 'truth' has no value in row {missing[0] + 1}")
@@ -283,16 +311,25 @@ def reference_free(log: pd.DataFrame) -> pd.DataFrame:
     """
     if "reference_based" not in log:
         raise ScoreLogError("log: missing column 'reference_based', which marks evaluators that read the reference")
-    mark = log["reference_based"].astype("str").str.lower()
-    free_marks = ("false", "0", "0.0")
-    unknown = np.flatnonzero(~mark.isin(["true", "1", "1.0", *free_marks]))
-    if len(unknown):
-        raise ScoreLogError(f"log: column 'reference_based' is neither true nor false in row {unknown[0] + 1}")
-    free = log[mark.isin(free_marks).to_numpy()]
+    free = log[~_marks(log["reference_based"], "log")]
     lost = sorted(set(log["task"]) - set(free["task"]))
     if lost:
         raise ScoreLogError(f"log: task '{lost[0]}' has no evaluator with 'reference_based' false")
     return free.reset_index(drop=True)
+
+
+def _marks(column: pd.Series, where: str) -> np.ndarray:
+    """A column of true and false, as booleans, texts or 0 and 1."""
+    codes, values = pd.factorize(column, use_na_sentinel=False)
+    meaning = {"true": 1, "1": 1, "1.0": 1, "yes": 1, "false": 0, "0": 0, "0.0": 0, "no": 0}
+    marks = np.array([meaning.get(str(value).strip().lower(), -1) for value in values])[codes]
+    unknown = np.flatnonzero(marks < 0)
+    if len(unknown):
+        value = str(column.iloc[unknown[0]])[:40]
+        raise ScoreLogError(
+            f"{where}: column '{column.name}' is neither true nor false in row {unknown[0] + 1}: {value!r}"
+        )
+    return marks > 0
 
 
 def score_matrix(log: pd.DataFrame, *, task: str, calibration="minmax", truth_range=None) -> ScoreMatrix:

@@ -832,7 +832,7 @@ def test_keys_are_removed_in_other_dress(form, key):
     shown = journal.make_redact([key])(f"a {dressed} b")
     assert journal.MASK in shown
     around = len(DRESS[form]("")) if "base64 of" in form else 0
-    assert len(shown) - len(f"a {journal.MASK} b") <= around + 2  # and padding, or the ends of base64
+    assert len(shown) - len(f"a {journal.MASK} b") <= around + 4  # and padding, or the ends of base64
 
 
 def test_texts_without_a_key_stay_as_they_are():

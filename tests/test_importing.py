@@ -119,6 +119,7 @@ def test_what_is_written_is_read_again(tmp_path, name):
     ("options", "said"),
     [
         (["--wide", "rouge,jugde", "--rename", "truth=human", "--set", "task=qa"], "missing column 'jugde'"),
+        (["--rename", "truth=human", "--set", "task=qa"], "missing column 'evaluator' (found: item, model, human,"),
         (["--wide", "rest", "--rename", "truth=human", "--set", "task=qa"], "column 'note' is not a number in row 1"),
         (["--wide", "rouge", "--rename", "truth=gold", "--set", "task=qa"], "missing column 'gold'"),
         (["--wide", "rouge", "--rename", "truth=human"], "missing column 'task'"),

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from generators import dense_log, gappy_log, score_logs
 from hypothesis import HealthCheck, given, settings
 from scipy import stats
 
+from poq.importing import read_table
 from poq.scorelog import (
     ScoreLogError,
     best_evaluator,
@@ -59,7 +61,7 @@ def frame(**columns):
 
 BAD_ROWS = {
     "missing column": (csv(*GOOD).replace("score", "scores"), "score"),
-    "other separator": (csv(*GOOD).replace(",", ";"), "task"),
+    "other separator": (csv(*GOOD).replace(",", ";"), "semicolons"),
     "header only": (HEADER, "no rows"),
     "header without an end": (HEADER.strip(), ""),
     "two columns of one name": (csv(*GOOD).replace("item,model", "item,item"), "duplicate"),
@@ -405,7 +407,7 @@ def test_with_truth():
             with_truth(bad, "human")
 
 
-@pytest.mark.parametrize("marks", [(True, False), ("True", "false"), (1, 0)])
+@pytest.mark.parametrize("marks", [(True, False), ("True", "false"), (1, 0), ("yes", "No ")])
 def test_reference_free(marks):
     log = small_log()
     log["reference_based"] = log["evaluator"].map({"e0": marks[0], "e1": marks[1]})
@@ -413,6 +415,38 @@ def test_reference_free(marks):
     for bad in [log.assign(reference_based="maybe"), log.assign(reference_based=True), small_log()]:
         with pytest.raises(ScoreLogError, match="reference_based"):
             reference_free(bad)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("reference_based", "Y?", "'reference_based' is neither true nor false in row 2: 'Y?'"),
+        ("reference_based", None, "'reference_based' is neither true nor false in row 2"),
+        ("truth_alt", "0,5", "'truth_alt' is not a number in row 2: '0,5'"),
+    ],
+)
+def test_columns_that_chapters_read_are_not_lost_in_silence(column, value, said):
+    good = {"reference_based": "true", "truth_alt": "0.5"}[column]
+    log = small_log().assign(**{column: good})
+    assert check_log(log)[column].tolist() == [good] * len(log)
+    log.loc[1, column] = value
+    with pytest.raises(ScoreLogError, match=re.escape(said)):
+        check_log(log)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("task;item;model;evaluator;score;truth\nqa;1;a;e;0,5;1\n".encode("utf-8-sig"), "separated by semicolons"),
+        ("task,item\nqa,1\n".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_what_spreadsheets_write_is_named(tmp_path, content, said):
+    path = tmp_path / "log.csv"
+    path.write_bytes(content)
+    for read in (read_score_log, read_table):
+        with pytest.raises(ScoreLogError, match=f"^{path}: .*{said}"):
+            read(path)
 
 
 # --- reliability ---
