@@ -20,6 +20,7 @@ import pyarrow.parquet
 
 SCORE_MAX = 10.0
 ROUNDING = 1e-12  # product of two standard deviations; less is what rounding leaves of a constant
+NARROW = 0.001  # points; the engine ranks a consensus in bins of about this width
 KEYS = ("task", "item", "model", "evaluator")
 REQUIRED = (*KEYS, "score", "truth")
 COSTS = ("cost", "model_cost")
@@ -444,7 +445,21 @@ def _calibrate(values: np.ndarray, evaluators: list[str], calibration) -> np.nda
             from scipy.stats import rankdata  # not above: it takes a second to load, in every worker too
 
             calibrated[known, column] = (rankdata(raw) - 1) / (len(raw) - 1) * SCORE_MAX
+        if _parked(calibrated[known, column]):
+            warnings.warn(
+                f"evaluator '{name}' has a tenth of its scores within {NARROW} points of 10 once they are calibrated, "
+                f"because a few lie far off; rank correlations are coarse then: use calibration='rank' or a range",
+                UserWarning,
+                stacklevel=3,
+            )
     return calibrated
+
+
+def _parked(scores: np.ndarray) -> bool:
+    """Whether a tenth of the distinct scores lie closer together than ranks of the consensus are told apart."""
+    distinct = np.unique(scores)
+    step = len(distinct) // 10
+    return step >= 2 and bool((distinct[step:] - distinct[:-step]).min() < NARROW)
 
 
 def _calibrate_truth(truth: np.ndarray, task: str, truth_range) -> np.ndarray:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, write_chapter
 
@@ -16,6 +17,7 @@ from book.build import BuildError, build_book, build_chapter, execute, plan
 from book.check import check_html
 from book.execute import normalise
 from poq.chapters import ParameterError
+from poq.synthetic import synthetic_log
 
 FIGURE = """import matplotlib.pyplot as plt
 import numpy as np
@@ -243,6 +245,24 @@ def test_profiles_are_checked_too(tiny_book):
         plan(tiny_book, "fast", {"01_one": {}})
     with pytest.raises(BuildError, match="unknown profile 'quick'; known: full, fast"):
         plan(tiny_book, "quick", {})
+
+
+@pytest.mark.parametrize(("evaluators", "committees"), [(3, [3]), (2, None), (6, [3, 5])])
+def test_sizes_of_a_profile_give_way_to_a_small_log(tmp_path, evaluators, committees):
+    log = tmp_path / "log.csv"
+    synthetic_log(np.random.default_rng(0), n_items=3, n_models=2, evaluators=evaluators).to_csv(log, index=False)
+    [job] = plan(ROOT / "book", "fast", {"11_explorer": {"log": str(log)}})
+    assert job.values["committees"] == committees
+    if evaluators < 5:
+        with pytest.raises(ParameterError, match="a committee of 5 is larger than the"):
+            plan(ROOT / "book", "fast", {"11_explorer": {"log": str(log), "committees": [3, 5]}})
+
+
+@pytest.mark.parametrize("text", ["", "n_rounds=3"])
+def test_an_error_names_the_cell_that_its_author_counts(tiny_book, text):
+    write_chapter(tiny_book, "01_one", "raise ValueError('broken')")
+    with pytest.raises(BuildError, match="code cell 3: ValueError: broken"):
+        build_chapter("01_one", text, book=tiny_book, out=tiny_book / "_build")
 
 
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

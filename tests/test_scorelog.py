@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -447,6 +448,18 @@ def test_what_spreadsheets_write_is_named(tmp_path, content, said):
     for read in (read_score_log, read_table):
         with pytest.raises(ScoreLogError, match=f"^{path}: .*{said}"):
             read(path)
+
+
+@pytest.mark.parametrize(("outlier", "warned"), [(10.0, 0), (1e3, 0), (1e5, 1)])
+def test_scores_parked_by_an_outlier_are_named(outlier, warned):
+    log = synthetic_log(np.random.default_rng(0), n_items=60, n_models=4, evaluators=3)
+    log.loc[log.index[log["evaluator"] == "evaluator-001"][0], "score"] = outlier
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        score_matrix(log, task="synthetic")
+        score_matrix(log, task="synthetic", calibration="rank")
+        score_matrix(log.round(0), task="synthetic")  # few distinct scores are what they are
+    assert [str(one.message).partition(" has")[0] for one in caught] == ["evaluator 'evaluator-001'"] * warned
 
 
 # --- reliability ---
