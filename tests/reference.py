@@ -283,3 +283,106 @@ def baselines(value, truth, n_evaluators: int, played) -> dict[str, float]:
         "random_single_rmse": mean([r for r in rmse if not math.isnan(r)]),
         "constant_rmse": sd([truth[o] for o in played]),
     }
+
+
+def audited(scores, node, audit, *, memory: float, prior: float, blend: float) -> list[float]:
+    """Consensus of the audited rule, each round from the whole past: every number is a sum over what was said before.
+
+    The past of a node fades by 1 - 1 / memory per participation, what audits showed of it by 1 - 10 / memory.
+    """
+    fade, fade_audit = 1 - 1 / memory, 1 - 10 / memory
+    said: list[float] = []  # all reports
+    past: dict[int, list] = {}  # node: its reports and their squared distance from its level then
+    shown: dict[int, list[float]] = {}  # node: z q of its audited participations
+    truths: list[float] = []
+    gaps: list[float] = []  # squared distance of an audited truth from what was expected
+    products: list[float] = []  # all z q, unfaded
+    found = []
+
+    def faded(values, keep):
+        return sum(value * keep**age for age, value in enumerate(reversed(values)))
+
+    def of_node(n, common):
+        reports = past.get(n, [])
+        count = faded([1.0] * len(reports), fade) + 20
+        level = (faded([s for s, _ in reports], fade) + 20 * common) / count
+        return level, count, faded([gap for _, gap in reports], fade)
+
+    def skills(committee):
+        pooled = (sum(products) + 20 * committee * 0.5) / (len(products) + 20 * committee)
+        counts = {n: faded([1.0] * len(zq), fade_audit) for n, zq in shown.items()}
+        means = {n: faded(zq, fade_audit) / counts[n] for n, zq in shown.items()}
+        known = [n for n in shown if counts[n] >= 1]
+        shrink = 200.0
+        if known:
+            spread = sum(counts[n] * (means[n] - pooled) ** 2 for n in known) - len(known)
+            real = spread / sum(counts[n] for n in known)
+            shrink = 1 / max(real, 1 / 200)
+        shrink = max(shrink, prior)
+        return pooled, {n: (means[n] * counts[n] + shrink * pooled) / (counts[n] + shrink) for n in shown}
+
+    for reports, members, truth in zip(scores, node, audit):
+        committee = len(members)
+        common = sum(said) / len(said) if said else 5.0
+        spread = 4.0
+        if len(said) > 30:
+            spread = max(sum(s * s for s in said) / len(said) - common**2, 0.1)
+        mean = (sum(truths) + 5 * common) / (len(truths) + 5)
+        sd = math.sqrt((sum(gaps) + 40) / (len(truths) + 10))
+        pooled, skill = skills(committee) if truths else (0.5, {})
+        zs, levels, pull, precision = [], [], 0.0, 1.0
+        for s, n in zip(reports, members):
+            level, count, squares = of_node(n, common)
+            z = (s - level) / math.sqrt(max((squares + 20 * spread) / count, 0.05))
+            r = min(max(skill.get(n, pooled), -0.95), 0.95)
+            pull += r / (1 - r * r) * z
+            precision += r * r / (1 - r * r)
+            zs.append(z)
+            levels.append(level)
+        own = len(truths) / (len(truths) + blend)
+        expected = common + math.sqrt(1 - 1 / precision) * (mean - common)
+        c = own * (expected + sd * pull / precision) + (1 - own) * sum(reports) / committee
+        found.append(min(max(c, 0.0), 10.0))
+        if not math.isnan(truth):
+            for n, z in zip(members, zs):
+                shown.setdefault(n, []).append(z * (truth - mean) / sd)
+                products.append(z * (truth - mean) / sd)
+            truths.append(truth)
+            gaps.append((truth - mean) ** 2)
+        for s, n, level in zip(reports, members, levels):
+            past.setdefault(n, []).append((s, (s - level) ** 2))
+            said.append(s)
+    return found
+
+
+def yuma(scores, node, output, n_nodes: int, *, epoch: int, bond_rate: float, emission: float) -> list[float]:
+    """Consensus of Yuma's clip with stake that grows by dividends, for kappa = 1/2."""
+    stake = dict.fromkeys(range(n_nodes), 1 / n_nodes)
+    bonds: dict[tuple[int, int], float] = {}
+    found = []
+    for begin in range(0, len(scores), epoch):
+        held: dict[tuple[int, int], float] = {}
+        rank: dict[int, float] = {}
+        for reports, members, o in list(zip(scores, node, output))[begin : begin + epoch]:
+            total = sum(stake[n] for n in members)
+            # Clipped at the highest score that members with half of the committee's stake reach.
+            support = {x: sum(stake[n] for n, s in zip(members, reports) if s >= x) for x in reports}
+            top = max(x for x in reports if support[x] >= total / 2 - 1e-12)
+            c = sum(stake[n] * min(s, top) for n, s in zip(members, reports)) / total
+            found.append(c)
+            rank[o] = rank.get(o, 0.0) + c
+            for n, s in zip(members, reports):
+                held[n, o] = held.get((n, o), 0.0) + stake[n] * min(s, c)
+        old = {o for (_, o), bond in bonds.items() if bond > 0}
+        for o in rank:
+            earned = {n: held.get((n, o), 0.0) for n in range(n_nodes)}
+            total = sum(earned.values())
+            for n in range(n_nodes):
+                share = earned[n] / total if total else 0.0
+                before = bonds.get((n, o), 0.0)
+                bonds[n, o] = bond_rate * share + (1 - bond_rate) * before if o in old else share
+        incentive = {o: value / sum(rank.values()) for o, value in rank.items()}
+        dividend = {n: sum(bonds[n, o] * value for o, value in incentive.items()) for n in range(n_nodes)}
+        minted = emission * sum(stake.values())
+        stake = {n: stake[n] + minted * dividend[n] / sum(dividend.values()) for n in range(n_nodes)}
+    return found

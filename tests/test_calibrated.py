@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import reference
 
 from poq.aggregators import mean, median
 from poq.attacks import ATTACKS
@@ -122,6 +123,23 @@ def test_an_audit_is_read_only_after_its_round():
     one, two = (run_trust(scores, node, n, rule="audited", audit=a).consensus for a in (audit, other))
     np.testing.assert_array_equal(one[: at + 1], two[: at + 1])
     assert (one[at + 1 :] != two[at + 1 :]).any()
+
+
+@pytest.mark.parametrize(("committee", "share"), [(3, 0.3), (5, 0.1), (4, 1.0)])
+def test_the_audited_rule_is_its_second_reading(committee, share):
+    """Of reports that differ in level, spread and skill, one node turned round."""
+    rng = np.random.default_rng(committee)
+    n_rounds, n_nodes = 150, 8
+    truth = rng.uniform(1, 9, n_rounds)
+    node = np.argsort(rng.random((n_rounds, n_nodes)), axis=1)[:, :committee]
+    noise = np.linspace(0.2, 4.0, n_nodes)[node] * rng.standard_normal(node.shape)
+    scores = np.clip(truth[:, None] + np.linspace(-2, 2, n_nodes)[node] + noise, 0, 10)
+    scores = np.where(node == 1, 10 - scores, scores)
+    audit = np.where(rng.random(n_rounds) < share, truth, np.nan)
+    options = {"memory": 60.0, "prior": 5.0, "blend": 10.0}
+    found = run_trust(scores, node, n_nodes, rule="audited", audit=audit, **options)
+    expected = reference.audited(scores.tolist(), node.tolist(), audit.tolist(), **options)
+    np.testing.assert_allclose(found.consensus, expected, atol=1e-9)
 
 
 def test_audits_survive_a_lying_majority_and_consensus_does_not():

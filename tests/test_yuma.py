@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference
 
 from poq.aggregators import quantile_clip
 from poq.yuma import yuma_epoch, yuma_rounds
@@ -58,6 +59,18 @@ def test_rounds_begin_as_the_clip_and_stake_moves_later_ones_only():
     assert np.abs(found[100:] - plain[100:]).max() > 1e-3
     np.testing.assert_allclose(yuma_rounds(scores, node, output, 8, 40, emission=0.0), plain)
     assert ((found >= scores.min(axis=1)) & (found <= scores.max(axis=1))).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rounds_are_their_second_reading(seed):
+    """Outputs come and go, so that new bonds stand beside old ones."""
+    rng = np.random.default_rng(seed)
+    node = np.argsort(rng.random((90, 7)), axis=1)[:, :4]
+    scores, output = rng.uniform(0, 10, (90, 4)), rng.integers(12, size=90)
+    options = {"epoch": 8, "bond_rate": 0.3, "emission": 0.4}
+    found = yuma_rounds(scores, node, output, 7, 12, **options)
+    expected = reference.yuma(scores.tolist(), node.tolist(), output.tolist(), 7, **options)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_who_reports_low_loses_stake():
