@@ -320,7 +320,8 @@ def _check_scale(what: str, function, off_scale: int) -> None:
     # Bins are indexed by score, so a rule or an attack of one's own must not leave the scale unnoticed.
     if off_scale:
         function = getattr(function, "start", function)
-        raise ValueError(f"{what} '{function.__name__}' gives scores outside [0, 10], or NaN")
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(f"{what} '{name}' gives scores outside [0, 10], or NaN")
 
 
 @njit(cache=True, fastmath={"reassoc", "nsz"})

@@ -85,6 +85,8 @@ def make_pool(
     ValueError
         If K exceeds the nodes, or fewer than two outputs are left; the message names the task.
     """
+    if resample not in ("none", "items"):
+        raise ValueError(f"unknown resample '{resample}': use none or items")
     n_evaluators = matrix.values.shape[1]
     n_nodes = n_evaluators if n_nodes is None else n_nodes
     if committee > n_nodes:
@@ -184,6 +186,9 @@ def sample_rounds(pool: Pool, *, n_rounds: int, committee: int, seed: int = 0, t
     scores : (R, K) float array
         What the committee members report when they are honest.
     """
+    least = int(pool.size[pool.output].min())
+    if committee > least:
+        raise ValueError(f"committee {committee} is larger than the {least} nodes that scored an output of this pool")
     step = block_length(committee)
     edges = [*range(0, n_rounds, step), n_rounds]
     blocks = list(iter_rounds(pool, committee, edges, seed=seed, trial=trial))
@@ -211,6 +216,8 @@ def malicious_nodes(pool: Pool, matrix: ScoreMatrix, *, who: str = "random", see
     who : "random", "best" or "worst"
         A random order, or by the Pearson correlation of a node's evaluator with the truth.
     """
+    if who not in ("random", "best", "worst"):
+        raise ValueError(f"unknown who '{who}': use random, best or worst")
     order = stream(seed, trial, "malicious").permutation(len(pool.evaluator))
     if who == "random":
         return order

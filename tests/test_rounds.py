@@ -216,6 +216,17 @@ def test_too_few_outputs_is_an_error_with_the_task():
         make_pool(matrix_of(log), committee=5, n_nodes=4)
 
 
+def test_what_a_pool_cannot_do_is_named():
+    matrix = matrix_of(gappy_log())
+    pool = make_pool(matrix, committee=2)
+    with pytest.raises(ValueError, match="committee 5 is larger than the 2 nodes"):
+        sample_rounds(pool, n_rounds=10, committee=5)
+    with pytest.raises(ValueError, match="unknown who 'bset': use random, best or worst"):
+        malicious_nodes(pool, matrix, who="bset")
+    with pytest.raises(ValueError, match="unknown resample 'item': use none or items"):
+        make_pool(matrix, committee=2, resample="item")
+
+
 def test_resampled_items_stay_together():
     """A bootstrap of whole items: all outputs of an item come the same number of times, n items in all."""
     matrix = matrix_of(gappy_log())
