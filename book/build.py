@@ -235,13 +235,17 @@ def plan_runs(book: Path, profile: str, runs: list[tuple[str, str, dict[str, Any
 
 def _fit_committees(wanted: dict, values: dict, parameters: dict, tasks: dict[str, int], *, chosen: dict):
     """Without the committee sizes of the profile that the log cannot fill; what was asked for stays, to be refused."""
-    if values.get("n_nodes") is None and tasks:
-        wanted = dict(wanted)
-        for name in {"committee", "committees"} & set(wanted) - set(chosen):
-            fitting = [size for size in wanted[name] if size <= min(tasks.values())]
-            wanted[name] = fitting or parameters[name].default
-            values = {**values, name: wanted[name]}
-    return wanted, values
+    if values.get("n_nodes") is not None or not tasks:
+        return wanted, values
+    least = min(tasks.values())
+    wanted = dict(wanted)
+    for name in ("committee", "committees"):
+        size = wanted.get(name)
+        if size is None or name in chosen:
+            continue
+        fitting = [one for one in size if one <= least] if isinstance(size, list) else size <= least and size
+        wanted[name] = fitting or parameters[name].default
+    return wanted, {**values, **wanted}
 
 
 def _profile_sizes(book: Path, profile: str) -> dict[str, dict]:

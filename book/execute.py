@@ -99,7 +99,8 @@ def main(source: str, target: str, parameters: str) -> int:
     except Exception as error:
         traceback.print_exc()
         # Given parameters stand in a cell of their own, which is not in the notebook that its author reads.
-        where = f"code cell {error.exec_count - bool(given)}: " if hasattr(error, "exec_count") else ""
+        count = getattr(error, "exec_count", None)
+        where = f"code cell {count - bool(given)}: " if count else ""
         name = getattr(error, "ename", type(error).__name__)
         said = str(getattr(error, "evalue", error)).strip().splitlines() or [""]
         print(json.dumps({"error": f"{where}{name}: {said[0]}"}), flush=True)

@@ -447,8 +447,8 @@ def _calibrate(values: np.ndarray, evaluators: list[str], calibration) -> np.nda
             calibrated[known, column] = (rankdata(raw) - 1) / (len(raw) - 1) * SCORE_MAX
         if _parked(calibrated[known, column]):
             warnings.warn(
-                f"evaluator '{name}' has a tenth of its scores within {NARROW} points of 10 once they are calibrated, "
-                f"because a few lie far off; rank correlations are coarse then: use calibration='rank' or a range",
+                f"evaluator '{name}': a tenth of its distinct scores lie within {NARROW} points of each other on the "
+                f"scale of 0 to 10, so that rank correlations are coarse; use calibration='rank'",
                 UserWarning,
                 stacklevel=3,
             )
@@ -459,7 +459,7 @@ def _parked(scores: np.ndarray) -> bool:
     """Whether a tenth of the distinct scores lie closer together than ranks of the consensus are told apart."""
     distinct = np.unique(scores)
     step = len(distinct) // 10
-    return step >= 2 and bool((distinct[step:] - distinct[:-step]).min() < NARROW)
+    return step >= 5 and bool((distinct[step:] - distinct[:-step]).min() < NARROW)
 
 
 def _calibrate_truth(truth: np.ndarray, task: str, truth_range) -> np.ndarray:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from poq import jobs
 from poq.aggregators import AGGREGATORS
-from poq.attacks import ATTACKS, Context, History, asks_for
+from poq.attacks import ATTACKS, Context, History, affine, asks_for, favour, target
 from poq.engine import Attack, Case, Rule
 from poq.rounds import make_pool
 from poq.scorelog import SCORE_MAX, ScoreMatrix, check_log, matrix_of
@@ -340,7 +340,8 @@ def _plan(log: pd.DataFrame, scenarios: list[Scenario], *, trials: int, seed: in
 
 def _check_partner(matrix: ScoreMatrix, scenario: Scenario) -> None:
     partner = scenario.attack_options.get("partner", 0)
-    if partner >= len(matrix.models):
+    ours = ATTACKS[scenario.attack] in (target, favour, affine)  # another's option of this name may mean anything
+    if ours and partner >= len(matrix.models):
         raise ValueError(
             f"attack '{scenario.attack}': partner must be one of the {len(matrix.models)} models of task "
             f"'{matrix.task}', counted from 0, not {partner}"

@@ -61,7 +61,7 @@ def run_trust(scores, node, n_nodes: int, *, rule: str = "paper", audit=None, **
     node = np.asarray(node)
     if scores.ndim != 2 or scores.shape != node.shape:
         raise ValueError(f"scores and node must both be (R, K), not {scores.shape} and {node.shape}")
-    if scores.ndim == 2 and scores.shape[1] == 0:
+    if scores.shape[1] == 0:
         raise ValueError(f"scores must have a member in each round, not shape {scores.shape}")
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite, none of them NaN: leave those who did not score out of the committee")

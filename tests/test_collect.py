@@ -564,6 +564,30 @@ def test_retry_after_is_honoured_by_all_workers(server, tmp_path):
     assert len(early) <= 3
 
 
+def test_retry_after_is_honoured_when_no_try_is_left(server, tmp_path):
+    server.acts["a"] = first(status(429, **{"retry-after": "1.5"}))
+    run(write_study(tmp_path, rows=items(3), nodes=[node(server, concurrency=1, retries=0)]))
+    assert len(server.times) == 3
+    assert server.times[1] - server.times[0] >= 1.4
+
+
+def test_nobody_who_waited_asks_after_giving_up(server, tmp_path):
+    """One is told to wait, and while it and the others do, the refusals of two that were under way end it all."""
+
+    def act(handler, body, number):
+        if number == 1:
+            return status(429, **{"retry-after": "2"})(handler, body, number)
+        time.sleep(0.5)
+        return status(401)(handler, body, number)
+
+    server.acts["a"] = act
+    nodes = [node(server, concurrency=3, retries=0, give_up_after=3)]
+    begun = time.monotonic()
+    assert run(write_study(tmp_path, rows=items(12), nodes=nodes)) == 1
+    assert len(server.seen) == 3
+    assert time.monotonic() - begun < 20
+
+
 def test_waits_double_with_jitter_and_have_a_limit():
     def wait(number, after=None, draw=0.5):
         return asking.wait_before(number, 1.0, after, draw)

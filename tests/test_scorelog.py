@@ -459,7 +459,7 @@ def test_scores_parked_by_an_outlier_are_named(outlier, warned):
         score_matrix(log, task="synthetic")
         score_matrix(log, task="synthetic", calibration="rank")
         score_matrix(log.round(0), task="synthetic")  # few distinct scores are what they are
-    assert [str(one.message).partition(" has")[0] for one in caught] == ["evaluator 'evaluator-001'"] * warned
+    assert [str(one.message).partition(":")[0] for one in caught] == ["evaluator 'evaluator-001'"] * warned
 
 
 # --- reliability ---

@@ -228,9 +228,6 @@ async def ask(request: Request, line: Line, redact: Callable[[str], str]) -> tup
     endpoint, trouble = request.endpoint, Counter()
     loop = asyncio.get_running_loop()
     for number in range(endpoint.retries + 1):
-        await _sleep(line, line.resume_at - loop.time())
-        if number and line.gone.is_set():
-            break
         reply = await send(line.client, endpoint, request.prompt)
         if reply.status != "retry":
             break
@@ -241,6 +238,7 @@ async def ask(request: Request, line: Line, redact: Callable[[str], str]) -> tup
         if number == endpoint.retries or line.gone.is_set():
             break
         await _sleep(line, wait)
+        await _sleep(line, line.resume_at - loop.time())
         if line.gone.is_set():
             break
     text, raw = redact(reply.text), redact(reply.raw)
