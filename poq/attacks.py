@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from poq.scorelog import SCORE_MAX
+from poq.matrix import SCORE_MAX
 from poq.streams import standard_normal
 
 MEMORY = 1000  # past consensus values that a reacting attacker is shown

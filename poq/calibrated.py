@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from poq.scorelog import SCORE_MAX
+from poq.matrix import SCORE_MAX
 
 NOISE_START = 2.0  # variance of a report before anything is known, points^2
 NOISE_FLOOR = 0.25  # no node is believed to be more precise than a quarter of the median variance: a guard on collusion

@@ -136,7 +136,7 @@ def _evaluator_table(rows, matrix) -> str:
     """One line per evaluator: how much it scored, on which scale, and how it goes with the truth."""
     import numpy as np
 
-    from poq.scorelog import correlations
+    from poq.matrix import correlations
 
     raw = rows.groupby("evaluator")["score"]
     low, middle, high = raw.min(), raw.mean(), raw.max()

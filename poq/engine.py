@@ -19,9 +19,9 @@ from poq import metrics
 from poq.aggregators import leave_one_out, weighted_mean
 from poq.attacks import MEMORY, Context, History, asks_for
 from poq.fused import PLAY, PLAY_TWICE
+from poq.matrix import SCORE_MAX, ScoreMatrix, best_evaluator
 from poq.rewards import fill_cost, normalise_cost
 from poq.rounds import Pool, block_length, count_outputs, iter_rounds, make_pool, malicious_nodes, mark_nodes
-from poq.scorelog import SCORE_MAX, ScoreMatrix, best_evaluator
 from poq.streams import stream
 from poq.trust import TrustRule
 

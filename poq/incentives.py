@@ -18,9 +18,9 @@ from numba import njit
 
 from poq.aggregators import AGGREGATORS, leave_one_out
 from poq.engine import n_malicious
+from poq.matrix import SCORE_MAX, ScoreMatrix
 from poq.rewards import deviation, evaluator_reward, normalise_cost
 from poq.rounds import make_pool, malicious_nodes, mark_nodes, sample_rounds
-from poq.scorelog import SCORE_MAX, ScoreMatrix
 from poq.streams import stream
 from poq.trust import TRUST_RULES, start_paper, updated_weight
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor
 from pathlib import Path
@@ -11,6 +10,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 import cloudpickle
+import loky
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -18,23 +18,14 @@ from tqdm import tqdm
 
 import poq
 from poq.attacks import asks_for
-from poq.engine import Case, play_trial
+from poq.group import Failure, Group, play_group
+from poq.matrix import ScoreMatrix
 from poq.parts import Parts, hash_code, hash_log, warn
-from poq.scorelog import ScoreMatrix
 
 SERIAL_SECONDS = 10.0  # work estimated below this stays in the calling process
 SHARE_OF_SWEEP = 1 / 256  # aimed length of a job: small enough to share out evenly ...
 JOB_SECONDS = (0.1, 5.0)  # ... long enough to hide its start, short enough to lose little
 IN_FLIGHT_BYTES = 2**28  # jobs handed over to an executor at one time
-
-
-class Group(NamedTuple):
-    """Scenarios that share their rounds: the matrix they play on, what fixes the draw, their cases and numbers."""
-
-    matrix: str
-    draw: dict
-    cases: list[Case]
-    numbers: list[int]
 
 
 class Job(NamedTuple):
@@ -47,15 +38,6 @@ class Job(NamedTuple):
     @property
     def seconds(self) -> float:
         return estimate_seconds(self.group) * (self.stop - self.first)
-
-
-class Failure(NamedTuple):
-    """What went wrong in a job, as texts: not every exception survives the way back from another process."""
-
-    number: int
-    trial: int
-    error: str
-    trace: str
 
 
 def estimate_seconds(group: Group) -> float:
@@ -151,10 +133,10 @@ def execute(
 
     with tqdm(total=len(jobs), initial=len(tables), disable=not progress, delay=1.0, unit="job") as bar:
 
-        def finish(number: int, result: list[tuple[int, int, dict]] | Failure) -> None:
+        def finish(number: int, result: dict[str, list] | Failure) -> None:
             if isinstance(result, Failure):
                 raise _error(result, scenarios[result.number])
-            tables[number] = _table(result)
+            tables[number] = pa.table(result)
             if parts:
                 parts.write(number, tables[number])
             bar.update()
@@ -169,40 +151,11 @@ def execute(
         alone = n_cores() == 1 or multiprocessing.current_process().daemon
         if alone or len(todo) < 2 or seconds < SERIAL_SECONDS:
             for number in todo:
-                finish(number, _do(work(number)))
+                finish(number, play_group(work(number)))
         else:
             _run_on_own_pool(todo, work, finish)
     table = pa.concat_tables([tables[number] for number in range(len(jobs))], promote_options="permissive")
     return table.sort_by([("scenario_number", "ascending"), ("trial", "ascending")]).to_pandas()
-
-
-def _do(work: bytes) -> list[tuple[int, int, dict]] | Failure:
-    """One job, in whichever process."""
-    matrix, group, seed, first, stop = cloudpickle.loads(work)
-    rows = []
-    for trial in range(first, stop):
-        play = {"draw": group.draw, "seed": seed, "trial": trial}
-        failed = None
-        try:
-            its_rows = play_trial(matrix, group.cases, **play)
-        except Exception as error:
-            failed = error
-        if failed is not None:
-            number, error = _culprit(matrix, group, play, failed)
-            trace = "".join(traceback.format_exception(error))
-            return Failure(number, trial, f"{type(error).__name__}: {error}", trace)
-        rows += [(number, trial, row) for number, row in zip(group.numbers, its_rows)]
-    return rows
-
-
-def _culprit(matrix, group: Group, play: dict, error: Exception) -> tuple[int, Exception]:
-    """The scenario that fails on its own too, and its error."""
-    for case, number in zip(group.cases, group.numbers):
-        try:
-            play_trial(matrix, [case], **play)
-        except Exception as its_error:
-            return number, its_error
-    return group.numbers[0], error
 
 
 def _error(failure: Failure, scenario: dict) -> RuntimeError:
@@ -213,17 +166,8 @@ def _error(failure: Failure, scenario: dict) -> RuntimeError:
     return error
 
 
-def _table(rows: list[tuple[int, int, dict]]) -> pa.Table:
-    numbers, trials, metrics = zip(*rows)
-    names = dict.fromkeys(name for row in metrics for name in row)
-    columns = {name: [row.get(name) for row in metrics] for name in names}
-    return pa.table({"scenario_number": numbers, "trial": trials, **columns})
-
-
 def n_cores() -> int:
     """Cores that this process may use, limits of its container included."""
-    import loky
-
     return loky.cpu_count()
 
 
@@ -246,7 +190,7 @@ def _run_on(
                 future.add_done_callback(done.put)
             if helping and waiting and done.empty():
                 number = waiting.pop()
-                result = _do(work(number))
+                result = play_group(work(number))
             else:
                 future = done.get()
                 number = running.pop(future)
@@ -263,7 +207,7 @@ def _run_on(
 
 def _submit(executor: Executor, work: bytes):
     try:
-        return executor.submit(_do, work)
+        return executor.submit(play_group, work)
     except BrokenExecutor:
         raise
     except RuntimeError as error:
@@ -271,12 +215,10 @@ def _submit(executor: Executor, work: bytes):
 
 
 def _run_on_own_pool(todo: list[int], work: Callable, finish: Callable) -> None:
-    # Unlike the standard pool it starts no copy of the caller's main module, and forks no threads.
-    from loky import get_reusable_executor
-
     n_workers = n_cores() - 1  # this process is the other one
     while todo:
-        pool = get_reusable_executor(max_workers=n_workers, timeout=60)
+        # Unlike the standard pool it starts no copy of the caller's main module, and forks no threads.
+        pool = loky.get_reusable_executor(max_workers=n_workers, timeout=60)
         try:
             todo = _run_on(pool, todo, work, finish, at_once=2 * n_workers, helping=True)
         except BaseException:

@@ -17,9 +17,10 @@ from scipy import stats
 
 from poq import claims, incentives, simulate
 from poq.association import correlate, resample_items
+from poq.matrix import ScoreMatrix
 from poq.rewards import deviation, normalise_cost
 from poq.rounds import make_pool, sample_rounds
-from poq.scorelog import ScoreMatrix, score_matrix, tasks
+from poq.scorelog import score_matrix, tasks
 
 RULES = ("mean", "median", "trimmed_mean", "paper")
 ATTACKS = ("noise", "boost", "sabotage", "intermittent")

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from poq.matrix import ROUNDING, SCORE_MAX
 from poq.rewards import distance, reward
-from poq.scorelog import ROUNDING, SCORE_MAX
 
 # Ranks of the consensus are taken in bins of 10 / 2**14 = 0.0006 points. Scores that fall into one bin count as tied.
 RANK_BINS = 2**14

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from poq.scorelog import SCORE_MAX
+from poq.matrix import SCORE_MAX
 
 LEAST_VARIANCE = 1e-3  # points^2; keeps a node that always agrees from taking all the weight
 

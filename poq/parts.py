@@ -25,6 +25,7 @@ MANIFEST = "manifest.json"
 DATA = (types.NoneType, bool, int, float, complex, str, bytes, tuple, list, set, frozenset, dict)
 DATA += (np.generic, np.ndarray, pd.Series, pd.DataFrame, pd.Index, types.SimpleNamespace)
 PACKAGE = Path(__file__).parent
+DECIDING = ("scorelog", "engine")  # with all that they import: from a log to its matrix, and from there to a row
 ABANDONED_SECONDS = 3600  # a temporary file this old has lost its writer
 
 
@@ -150,10 +151,10 @@ def hash_log(log: pd.DataFrame) -> str:
 
 
 def hash_code(functions: Iterable) -> str:
-    """SHA-256 of what plays a trial, and of rules and attacks from outside this package, so that a rule rewritten
-    under its old name does not pick up the results of the former one."""
+    """SHA-256 of what calibrates a log and plays a trial, and of rules and attacks from outside this package, so that
+    a rule rewritten under its old name does not pick up the results of the former one."""
     digest = hashlib.sha256()
-    for source in _sources("engine"):
+    for source in _sources(*DECIDING):
         digest.update(source)
     for function in functions:
         digest.update(_describe(function, set()).encode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from poq.scorelog import SCORE_MAX
+from poq.matrix import SCORE_MAX
 
 
 @njit(cache=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from poq.scorelog import SCORE_MAX, ScoreMatrix
+from poq.matrix import SCORE_MAX, ScoreMatrix
 from poq.streams import stream
 
 SMALL_COMMITTEE = 9  # up to here the shuffle that looks back is the faster one

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-SCORE_MAX = 10.0
-ROUNDING = 1e-12  # product of two standard deviations; less is what rounding leaves of a constant
+from poq.matrix import ROUNDING, SCORE_MAX, ScoreMatrix
+
 NARROW = 0.001  # points; the engine ranks a consensus in bins of about this width
 KEYS = ("task", "item", "model", "evaluator")
 REQUIRED = (*KEYS, "score", "truth")
@@ -30,57 +28,6 @@ ENDINGS = (".csv", ".csv.gz", ".parquet")
 
 class ScoreLogError(ValueError):
     """A score log that cannot be used; the message names the column and the row at fault."""
-
-
-@dataclass(frozen=True)
-class ScoreMatrix:
-    """The calibrated scores of one task.
-
-    Attributes
-    ----------
-    task : str
-    values : (O, E) float array in [0, 10]
-        Score of evaluator e for output o; NaN where the evaluator did not score it.
-    truth : (O,) float array in [0, 10]
-    model, item : (O,) int arrays
-        Index of each output's model in `models` and of its item in `items`.
-    models, items, evaluators : tuple of str
-        Names, sorted.
-    model_cost : (M,) float array
-    evaluator_cost : (E,) float array
-        Mean cost in the unit of the log (seconds in the shipped one); NaN where the log does not say.
-    """
-
-    task: str
-    values: np.ndarray
-    truth: np.ndarray
-    model: np.ndarray
-    item: np.ndarray
-    models: tuple[str, ...]
-    items: tuple[str, ...]
-    evaluators: tuple[str, ...]
-    model_cost: np.ndarray
-    evaluator_cost: np.ndarray
-
-    # What every trial needs of the matrix and none changes is worked out once.
-    @cached_property
-    def skill(self) -> np.ndarray:
-        """As :func:`correlations`."""
-        return correlations(self)
-
-    @cached_property
-    def truth_tie(self) -> np.ndarray:
-        """Number of each output's truth among the distinct truths, (O,), from the least."""
-        return np.unique(self.truth, return_inverse=True)[1]
-
-    @cached_property
-    def patterns(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which evaluators scored an output: the distinct sets, (P, E) bool, and the number of each output's, (O,)."""
-        known = ~np.isnan(self.values)
-        if known.all():
-            return known[:1], np.zeros(len(known), dtype=np.intp)
-        sets, number = np.unique(known, axis=0, return_inverse=True)
-        return sets, number.ravel()
 
 
 def read_score_log(path) -> pd.DataFrame:
@@ -521,25 +468,6 @@ def reliability(log: pd.DataFrame, *, method: str = "pearson", seed: int = 0, n_
             low, high = np.quantile(resampled, [0.025, 0.975]) if defined else (np.nan, np.nan)
             rows.append((task, name, estimate, low, high, int(known.sum())))
     return pd.DataFrame(rows, columns=["task", "evaluator", "correlation", "low", "high", "n"])
-
-
-def correlations(matrix: ScoreMatrix) -> np.ndarray:
-    """Pearson correlation of each evaluator with the truth, (E,); NaN where undefined."""
-    known = ~np.isnan(matrix.values)
-    n = known.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x = np.where(known, matrix.values, 0.0)
-        x = np.where(known, x - x.sum(axis=0) / n, 0.0)
-        y = np.where(known, matrix.truth[:, None], 0.0)
-        y = np.where(known, y - y.sum(axis=0) / n, 0.0)
-        spread = np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
-        spread[spread < ROUNDING * np.maximum(n, 1)] = np.nan
-        return (x * y).sum(axis=0) / spread
-
-
-def best_evaluator(matrix: ScoreMatrix) -> int:
-    """Column of the evaluator with the highest Pearson correlation; the first one where none is defined."""
-    return int(np.argmax(np.nan_to_num(matrix.skill, nan=-2.0)))
 
 
 def weighted_correlation(x: np.ndarray, y: np.ndarray, times: np.ndarray, *, method: str = "pearson") -> np.ndarray:

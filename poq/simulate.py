@@ -23,8 +23,9 @@ from poq import jobs
 from poq.aggregators import AGGREGATORS
 from poq.attacks import ATTACKS, Context, History, affine, asks_for, favour, target
 from poq.engine import Attack, Case, Rule
+from poq.matrix import SCORE_MAX, ScoreMatrix
 from poq.rounds import make_pool
-from poq.scorelog import SCORE_MAX, ScoreMatrix, check_log, matrix_of
+from poq.scorelog import check_log, matrix_of
 from poq.trust import TRUST_RULES, TrustRule
 
 CHOICES = {

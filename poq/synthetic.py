@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from poq.scorelog import SCORE_MAX
+from poq.matrix import SCORE_MAX
 
 
 def synthetic_log(

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special, stats
 
 from poq.aggregators import _n_cut
-from poq.scorelog import SCORE_MAX
+from poq.matrix import SCORE_MAX
 
 
 class Error(NamedTuple):

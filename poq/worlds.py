@@ -15,8 +15,8 @@ import pandas as pd
 from poq.aggregators import AGGREGATORS
 from poq.attacks import ATTACKS, Context, asks_for
 from poq.engine import n_malicious
+from poq.matrix import ScoreMatrix
 from poq.rounds import make_pool, malicious_nodes, mark_nodes, sample_rounds
-from poq.scorelog import ScoreMatrix
 from poq.simulate import Scenario
 from poq.streams import stream
 from poq.synthetic import synthetic_log

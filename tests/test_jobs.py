@@ -106,13 +106,13 @@ def executor(request):
 
 def count_calls(monkeypatch):
     """The jobs that are done in this process from here on."""
-    calls, real = [], jobs._do
+    calls, real = [], jobs.play_group
 
     def counted(work):
         calls.append(work)
         return real(work)
 
-    monkeypatch.setattr(jobs, "_do", counted)
+    monkeypatch.setattr(jobs, "play_group", counted)
     return calls
 
 
@@ -367,8 +367,7 @@ def test_parts_keep_the_frame_exactly(serial_frame, small_jobs, tmp_path, monkey
 def test_every_kind_of_value_survives_a_part(tmp_path):
     values = [1, 2**53 + 1, -0.0, 0.1 + 0.2, np.nan, np.inf, np.float64(5e-324), np.int64(-3), np.bool_(True), False]
     for number, value in enumerate(values):
-        rows = [(number, trial, {"n": trial, "value": value, "text": f"é[{trial}]\n"}) for trial in range(2)]
-        table = jobs._table(rows)
+        table = pa.table({"n": [0, 1], "value": [value, value], "text": ["é[0]\n", "é[1]\n"]})
         kept = parts.Parts(tmp_path / "out", {"seed": 0})
         kept.write(number, table)
         back = kept.read(number)
@@ -379,8 +378,7 @@ def test_every_kind_of_value_survives_a_part(tmp_path):
 
 
 def test_jobs_with_different_metrics_join():
-    one = jobs._table([(0, 0, {"a": 1, "b": 0.5})])
-    two = jobs._table([(1, 0, {"a": 1.5, "c": 2.5})])
+    one, two = pa.table({"a": [1], "b": [0.5]}), pa.table({"a": [1.5], "c": [2.5]})
     frame = pa.concat_tables([one, two], promote_options="permissive").to_pandas()
     expected = pd.DataFrame([{"a": 1.0, "b": 0.5}, {"a": 1.5, "c": 2.5}])
     pd.testing.assert_frame_equal(frame[["a", "b", "c"]], expected)
@@ -587,11 +585,21 @@ def test_globals_of_a_rule_are_part_of_it(monkeypatch, rule):
 
 
 def test_the_code_that_plays_a_trial_is_hashed_and_no_more():
-    sources = set(parts._sources("engine"))
-    for name in ("engine", "rounds", "attacks", "aggregators", "trust", "rewards", "metrics", "scorelog", "streams"):
+    sources = set(parts._sources(*parts.DECIDING))
+    for name in (
+        *("scorelog", "matrix", "engine", "fused", "rounds", "attacks", "aggregators", "trust", "calibrated"),
+        *("rewards", "metrics", "streams"),
+    ):
         assert (parts.PACKAGE / f"{name}.py").read_bytes() in sources
-    for name in ("plotting", "cli", "jobs"):
+    for name in ("plotting", "cli", "jobs", "group"):
         assert (parts.PACKAGE / f"{name}.py").read_bytes() not in sources
+
+
+def test_a_worker_loads_nothing_that_reads_tables():
+    """It would be ready a fifth of a second later."""
+    script = "import sys, poq.group; print(*{'pandas', 'pyarrow', 'matplotlib', 'tqdm'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
 
 
 def test_folders_that_are_not_ours_are_refused(tmp_path):
@@ -640,7 +648,7 @@ SWEEP_SCRIPT = """
     out, serial = sys.argv[1], sys.argv[2] == "serial"
     jobs.n_cores = lambda: 2
     jobs.SERIAL_SECONDS = 1e9 if serial else 0.0
-    calls, real = [], jobs._do
+    calls, real = [], jobs.play_group
 
 
     def counted(work):
@@ -649,7 +657,7 @@ SWEEP_SCRIPT = """
 
 
     if serial:
-        jobs._do = counted
+        jobs.play_group = counted
     log = synthetic_log(np.random.default_rng(0), n_items=9, n_models=2, evaluators=6)
     scenarios = simulate.grid(task="synthetic", rule="sleepy", committee=3, n_rounds=100, burn_in=list(range(40)))
     frame = simulate.run(log, scenarios, trials=2, seed=0, out=out or None, progress=False)

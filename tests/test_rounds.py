@@ -10,8 +10,9 @@ from scipy import stats
 
 from poq import rounds
 from poq.engine import n_malicious
+from poq.matrix import correlations
 from poq.rounds import block_length, gather, iter_rounds, make_pool, malicious_nodes, mark_nodes, sample_rounds
-from poq.scorelog import correlations, score_matrix
+from poq.scorelog import score_matrix
 from poq.streams import stream
 
 

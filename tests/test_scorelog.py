@@ -14,11 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from scipy import stats
 
 from poq.importing import read_table
+from poq.matrix import best_evaluator, correlations
 from poq.scorelog import (
     ScoreLogError,
-    best_evaluator,
     check_log,
-    correlations,
     read_score_log,
     reference_free,
     reliability,

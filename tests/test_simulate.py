@@ -37,7 +37,7 @@ def no_work(monkeypatch):
     def play(*args, **options):
         raise AssertionError("work began")
 
-    monkeypatch.setattr(jobs, "play_trial", play)
+    monkeypatch.setattr(jobs, "play_group", play)
     monkeypatch.setattr(jobs, "execute", play)
 
 

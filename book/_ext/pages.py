@@ -25,12 +25,12 @@ ROOT = PACKAGE.parent
 
 # The way through the simulator; a module that is new in the package appears among the others by itself.
 STREET = (
-    *("scorelog", "synthetic", "rounds", "streams", "attacks", "aggregators", "trust", "calibrated", "rewards"),
-    *("metrics", "simulate"),
+    *("scorelog", "matrix", "synthetic", "rounds", "streams", "attacks", "aggregators", "trust", "calibrated"),
+    *("rewards", "metrics", "simulate"),
 )
 BESIDE = ("adversary", "offline", "theory", "association", "claims", "ledger", "plotting", "provenance")
 # What runs behind `simulate.run`, the command line and the pages: no name in there is meant to be called by readers.
-INTERNAL = ("__init__", "cli", "engine", "escape", "fused", "jobs", "parts")
+INTERNAL = ("__init__", "cli", "engine", "escape", "fused", "group", "jobs", "parts")
 
 
 def setup(app):

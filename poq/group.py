@@ -1,0 +1,68 @@
+"""A group of scenarios that share their rounds, as a job plays it in whichever process.
+
+A worker imports this module and what stands before it, nothing that reads tables: it is ready the sooner.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import NamedTuple
+
+import cloudpickle
+
+from poq.engine import Case, play_trial
+
+
+class Group(NamedTuple):
+    """Scenarios that share their rounds: the matrix they play on, what fixes the draw, their cases and numbers."""
+
+    matrix: str
+    draw: dict
+    cases: list[Case]
+    numbers: list[int]
+
+
+class Failure(NamedTuple):
+    """What went wrong in a job, as texts: not every exception survives the way back from another process."""
+
+    number: int
+    trial: int
+    error: str
+    trace: str
+
+
+def play_group(work: bytes) -> dict[str, list] | Failure:
+    """Play some trials of a group: the columns of its rows (scenario_number, trial, metrics), or what failed.
+
+    Parameters
+    ----------
+    work : bytes
+        Pickled (matrix, group, seed, first, stop): trials first to stop - 1 are played.
+    """
+    matrix, group, seed, first, stop = cloudpickle.loads(work)
+    rows = []
+    for trial in range(first, stop):
+        play = {"draw": group.draw, "seed": seed, "trial": trial}
+        failed = None
+        try:
+            its_rows = play_trial(matrix, group.cases, **play)
+        except Exception as error:
+            failed = error
+        if failed is not None:
+            number, error = _culprit(matrix, group, play, failed)
+            trace = "".join(traceback.format_exception(error))
+            return Failure(number, trial, f"{type(error).__name__}: {error}", trace)
+        rows += [{"scenario_number": n, "trial": trial, **row} for n, row in zip(group.numbers, its_rows)]
+    # By columns, names stand there once: what a pipe takes at one go keeps no worker waiting for its reader.
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _culprit(matrix, group: Group, play: dict, error: Exception) -> tuple[int, Exception]:
+    """The scenario that fails on its own too, and its error."""
+    for case, number in zip(group.cases, group.numbers):
+        try:
+            play_trial(matrix, [case], **play)
+        except Exception as its_error:
+            return number, its_error
+    return group.numbers[0], error
