@@ -12,7 +12,7 @@ import itertools
 import json
 import numbers
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -145,8 +145,8 @@ class Scenario:
         for name in ("calibration", "truth_range"):
             if isinstance(getattr(self, name), list | np.ndarray):
                 keep(name, tuple(getattr(self, name)))
-        _check_options(self.rule, _rule_function(self.rule), self.rule_options, skip=2)
-        _check_options(self.attack, ATTACKS[self.attack], self.attack_options, skip=3)
+        _check_function("rule", self.rule, _rule_function(self.rule), self.rule_options)
+        _check_function("attack", self.attack, ATTACKS[self.attack], self.attack_options)
         self._try_functions()
 
     def _try_functions(self) -> None:
@@ -208,7 +208,9 @@ def _rule_function(rule: str) -> Callable | TrustRule:
     return TRUST_RULES[rule] if rule in TRUST_RULES else AGGREGATORS[rule]
 
 
-def _check_options(name: str, function, options: Mapping, *, skip: int) -> None:
+def _check_function(what: str, name: str, function, options: Mapping) -> None:
+    if not isinstance(function, Hashable):
+        raise ValueError(f"{what} '{name}' is an object that has __eq__ but no __hash__; use a function, or add one")
     start = function.start if isinstance(function, TrustRule) else function
     parameters = inspect.signature(start).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -435,7 +437,10 @@ def compare(frame: pd.DataFrame, *, baseline: str = "mean", by=()) -> pd.DataFra
     """
     by = [by] if isinstance(by, str) else list(by)
     settings = [f.name for f in dataclasses.fields(Scenario) if f.name not in ("rule", "rule_options")]
-    pair = [name for name in (*settings, "trial") if name in frame]
+    for name in ("rule", "rule_options", *settings, "trial", *by):
+        if name not in frame:
+            raise ValueError(f"no column '{name}' in the frame; rows are paired by all settings and the trial")
+    pair = [*settings, "trial"]
     base = frame[(frame["rule"] == baseline) & (frame["rule_options"] == "{}")]
     if base.empty:
         raise ValueError(f"the frame has no rows of the baseline rule '{baseline}' with its default options")

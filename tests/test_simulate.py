@@ -657,6 +657,32 @@ def test_compare_needs_its_baseline(log):
     assert set(compare(options, baseline="trimmed_mean")["rule_options"]) == {'{"cut": 0.4}'}
 
 
+def test_compare_names_a_missing_column(log):
+    """Without a setting that varies, rows would be paired with the wrong partner."""
+    frame = run(log, [small(), small(rule="median")])
+    for lost in ("committee", "trial", "rule_options"):
+        with pytest.raises(ValueError, match=f"no column '{lost}'"):
+            compare(frame.drop(columns=lost))
+    with pytest.raises(ValueError, match="no column 'colour'"):
+        compare(frame, by="colour")
+
+
+@pytest.mark.parametrize("what", ["rule", "attack"])
+def test_objects_without_a_hash_are_refused_at_once(monkeypatch, what):
+    """The engine keeps rules and attacks apart by identity, in mappings."""
+
+    class Odd:
+        def __eq__(self, other):
+            return self is other
+
+        def __call__(self, scores, *rest):
+            return scores
+
+    monkeypatch.setitem(AGGREGATORS if what == "rule" else ATTACKS, "odd", Odd())
+    with pytest.raises(ValueError, match=f"{what} 'odd' is an object that has __eq__ but no __hash__"):
+        Scenario("qa", **{what: "odd"})
+
+
 def test_trust_rules_are_rules():
     assert "paper" in TRUST_RULES
     assert not set(TRUST_RULES) & set(AGGREGATORS)
