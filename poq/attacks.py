@@ -114,7 +114,7 @@ def intermittent(scores, malicious, rng, *, by: float = 3.0, probability: float 
 
 
 def _check_strength(name: str, value: float) -> None:
-    if not (np.isfinite(value) and value >= 0):
+    if not (_is_finite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number of points, 0 or more, not {value!r}")
 
 
@@ -251,8 +251,12 @@ def _replace(scores, malicious, reported):
 
 
 def _check_number(name: str, value: float) -> None:
-    if not np.isfinite(value):
+    if not _is_finite(value):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _check_whole(name: str, value: int, *, least: int) -> None:

@@ -11,8 +11,9 @@ import inspect
 import itertools
 import json
 import numbers
+import os
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -289,6 +290,8 @@ def run(
     ValueError
         Before any work starts, naming what does not fit.
     """
+    if not isinstance(scenarios, Scenario | Iterable):
+        raise ValueError(f"scenarios must be a list of Scenario, not {type(scenarios).__name__}")
     scenarios = [scenarios] if isinstance(scenarios, Scenario) else list(scenarios)
     trials, seed = _whole("trials", trials, least=1), _whole("seed", seed, least=0)
     for number, scenario in enumerate(scenarios):
@@ -297,7 +300,9 @@ def run(
     if not scenarios:
         raise ValueError("scenarios must not be empty")
     log = check_log(log)
-    if item_sums and out:
+    if out is not None and not isinstance(out, str | os.PathLike):
+        raise ValueError(f"out must be the path of a folder, not {out!r}")
+    if item_sums and out is not None:
         raise ValueError("item_sums cannot be kept in a folder: leave out either item_sums or out")
     plan, matrices = _plan(log, scenarios, trials=trials, seed=seed)
     for group in plan if item_sums else ():

@@ -31,6 +31,8 @@ def stream(seed: int, trial: int, purpose: str, slot: int = 0) -> np.random.Gene
 
 def standard_normal(rng: np.random.Generator, shape) -> np.ndarray:
     """The same numbers as ``rng.standard_normal(shape)``; the compiled loop takes half the time of numpy's own."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng must be a numpy Generator (numpy.random.default_rng(seed)), not {type(rng).__name__}")
     drawn = np.empty(shape)
     _fill_normal(rng, drawn.reshape(-1))
     return drawn

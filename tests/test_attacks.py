@@ -185,7 +185,7 @@ def test_intermittent_strikes_with_its_probability(probability):
 
 
 @pytest.mark.parametrize("name", PAPER)
-@pytest.mark.parametrize("value", [-1, -1e-9, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [-1, -1e-9, np.nan, np.inf, -np.inf, "3", [1, 2], True, None])
 def test_bad_strength(name, value):
     with pytest.raises(ValueError, match=STRENGTH[name]):
         PAPER[name](np.ones(3), np.ones(3, dtype=bool), rng(), **{STRENGTH[name]: value})

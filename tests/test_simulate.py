@@ -116,6 +116,7 @@ def test_unknown_field(log):
     ("scenarios", "options", "message"),
     [
         ([], {}, "scenarios"),
+        (None, {}, "scenarios must be a list .*NoneType"),
         (["mean"], {}, r"scenarios\[0\].*str"),
         ([small(), {"task": "qa"}], {}, r"scenarios\[1\].*dict"),
         (small(), {"trials": 0}, "trials .*0"),
@@ -123,6 +124,7 @@ def test_unknown_field(log):
         (small(), {"seed": -1}, "seed .*-1"),
         (small(), {"seed": None}, "seed .*None"),
         (small(), {"seed": 1.5}, r"seed .*1\.5"),
+        (small(), {"out": 3}, "out must be the path of a folder, not 3"),
     ],
 )
 def test_bad_call(log, no_work, scenarios, options, message):

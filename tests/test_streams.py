@@ -34,6 +34,12 @@ def test_streams_are_uncorrelated():
     assert stats.kstest(drawn.ravel(), "uniform").pvalue > 0.001
 
 
+@pytest.mark.parametrize("rng", [0, None, np.random.RandomState(0)])
+def test_what_is_no_generator_is_refused(rng):
+    with pytest.raises(ValueError, match=f"rng must be a numpy Generator .*not {type(rng).__name__}"):
+        standard_normal(rng, 3)
+
+
 @pytest.mark.parametrize(("seed", "trial"), [(-1, 0), (0, -1)])
 def test_negative_numbers_are_refused(seed, trial):
     with pytest.raises(ValueError, match="-1"):
