@@ -178,6 +178,38 @@ def intervals(frame: pd.DataFrame, by: Sequence[str], metrics: Sequence[str], *,
     return pd.DataFrame(rows, columns=columns)
 
 
+def not_told_apart(frame: pd.DataFrame, best: str, *, on: Sequence[str], metric: str) -> list[str]:
+    """Rules that cannot be told from the best one, the nearest first.
+
+    These are the rules whose paired difference to the best has an interval (:func:`intervals`) that reaches zero, or
+    none at all, as from one trial.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows for :func:`intervals`, with a column `rule`; of a metric of which more is better.
+    best : str
+        The rule with the highest mean.
+    on : sequence of str
+        Columns that pair a row with the one of the best rule, such as task and trial; a row without partner is left
+        out.
+    metric : str
+
+    Raises
+    ------
+    ValueError
+        If the best rule has no row, or several for one value of `on`.
+    """
+    its = frame["rule"] == best
+    if not its.any():
+        raise ValueError(f"the frame has no row of rule '{best}'")
+    pair = pd.MultiIndex.from_frame(frame[list(on)])
+    others = frame[~its & pair.isin(pair[its])]
+    behind = intervals(subtract(others, frame[its], on=on, metrics=[metric]), ["rule"], [metric])
+    behind = behind.sort_values("value", ascending=False, kind="stable")
+    return behind.loc[~(behind["high"] < 0), "rule"].tolist()
+
+
 def support(cells: pd.DataFrame, *, sign: int = 1) -> np.ndarray:
     """+1 where the interval supports a claim of this sign, -1 where it speaks against, 0 where it holds both."""
     low, high = (cells["low"], cells["high"]) if sign > 0 else (-cells["high"], -cells["low"])

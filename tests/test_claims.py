@@ -56,6 +56,42 @@ def test_differences_of_replicates_are_paired(log):
     assert 0 < spread < 0.5 * np.sqrt((apart**2).sum())
 
 
+def rule_rows(**values):
+    """Trials of some rules, one value each."""
+    parts = [pd.DataFrame({"rule": rule, "trial": range(len(its)), "pearson": its}) for rule, its in values.items()]
+    return pd.concat(parts, ignore_index=True).assign(resample="none")
+
+
+def test_rules_are_told_apart_by_paired_differences():
+    """Trials differ by far more than the rules: unpaired, all four intervals overlap."""
+    luck = np.array([0.1, 0.5, 0.9, 0.3, 0.7])
+    wobble = np.array([0.01, -0.01, 0.01, -0.01, 0.0])
+    frame = rule_rows(far=luck - 0.1, best=luck, close=luck - 0.004 + wobble, behind=luck - 0.05 + wobble)
+    assert claims.not_told_apart(frame, "best", on=["trial"], metric="pearson") == ["close"]
+    cells = claims.intervals(frame, ["rule"], ["pearson"]).set_index("rule")
+    assert (cells["high"] > cells.loc["best", "low"]).all()
+    shuffled = frame.sample(frac=1, random_state=0)
+    assert claims.not_told_apart(shuffled, "best", on=["trial"], metric="pearson") == ["close"]
+
+
+def test_what_has_no_interval_is_not_told_apart():
+    one = rule_rows(best=[0.9], other=[0.1])
+    assert claims.not_told_apart(one, "best", on=["trial"], metric="pearson") == ["other"]
+    # The tie is nearer than the undefined one; a trial in which either side is undefined says nothing.
+    gaps = rule_rows(
+        best=[0.9, 0.8, np.nan, 0.7], tie=[0.9, 0.8, 0.1, 0.7], never=[np.nan] * 4, behind=[0.5, 0.41, 0.9, 0.3]
+    )
+    assert claims.not_told_apart(gaps, "best", on=["trial"], metric="pearson") == ["tie", "never"]
+    assert claims.not_told_apart(rule_rows(best=[0.9, 0.8]), "best", on=["trial"], metric="pearson") == []
+
+
+def test_rows_without_partner_are_left_out_and_a_best_without_rows_is_refused():
+    frame = rule_rows(best=[0.9, 0.8, 0.7], other=[0.5, 0.41, 0.3, 9.0])
+    assert claims.not_told_apart(frame, "best", on=["trial"], metric="pearson") == []
+    with pytest.raises(ValueError, match="no row of rule 'absent'"):
+        claims.not_told_apart(frame, "absent", on=["trial"], metric="pearson")
+
+
 def test_subtract_refuses_rows_without_counterpart():
     frame = pd.DataFrame({"trial": [0, 1], "rmse": [1.0, 2.0]})
     with pytest.raises(ValueError, match="no counterpart"):
