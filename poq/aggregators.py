@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+from numba import njit
 
 # Up to this committee size a sorting network on whole seats beats np.sort on rows.
 NETWORK_LIMIT = 16
@@ -41,7 +42,7 @@ def trimmed_mean(scores, *, cut: float = 0.2):
     seats = _sorted_seats(scores)
     out = _n_cut(len(seats), cut)
     kept = seats[out : len(seats) - out]
-    return sum(kept[1:], start=kept[0]) / len(kept)
+    return kept.sum(axis=0) / len(kept)
 
 
 def winsorised_mean(scores, *, cut: float = 0.2):
@@ -52,7 +53,7 @@ def winsorised_mean(scores, *, cut: float = 0.2):
     seats = _sorted_seats(scores)
     out = _n_cut(len(seats), cut)
     kept = seats[out : len(seats) - out]
-    return (sum(kept[1:], start=kept[0]) + out * (kept[0] + kept[-1])) / len(seats)
+    return (kept.sum(axis=0) + out * (kept[0] + kept[-1])) / len(seats)
 
 
 def mad_inlier_mean(scores, *, limit: float = 2.5):
@@ -82,7 +83,7 @@ def huber(scores, *, limit: float = 1.345):
         before = estimate
         weights = np.minimum(1.0, reach / np.maximum(np.abs(scores - estimate), 1e-12))
         estimate = weighted_mean(scores, weights)[..., None]
-        if np.abs(estimate - before).max() < 1e-12:
+        if not (np.abs(estimate - before) >= 1e-12).any():
             break
     return estimate[..., 0]
 
@@ -170,9 +171,38 @@ def leave_one_out(scores, rule: Callable = mean):
     return np.stack(seats, axis=0).T if scores.ndim == 2 else np.stack(seats, axis=-1)
 
 
+def _sorted_seats(scores) -> np.ndarray:
+    """The K order statistics of each round, (K, ...); all of them NaN where a score is NaN."""
+    scores = np.asarray(scores, dtype=np.float64)
+    committee = scores.shape[-1]
+    if committee > NETWORK_LIMIT:
+        seats = np.moveaxis(np.sort(scores, axis=-1), -1, 0)
+        return np.where(np.isnan(seats[-1]), np.nan, seats)  # NaN is sorted to the end
+    seats = np.array(scores.reshape(-1, committee).T, order="C")
+    _sort_seats(seats, _network(committee))
+    return seats.reshape(committee, *scores.shape[:-1])
+
+
+@njit(cache=True)
+def _sort_seats(seats, network):
+    """Sort each column of (K, B): one comparison after the other, each on all rounds at once."""
+    unknown = np.zeros(seats.shape[1], dtype=np.bool_)
+    for k in range(seats.shape[0]):
+        for t in range(seats.shape[1]):
+            unknown[t] |= np.isnan(seats[k, t])
+    for pair in range(len(network)):
+        i, j = network[pair]
+        for t in range(seats.shape[1]):
+            a, b = seats[i, t], seats[j, t]
+            seats[i, t] = a if a < b else b
+            seats[j, t] = b if a < b else a
+    if unknown.any():
+        seats[:, unknown] = np.nan
+
+
 @cache
-def _network(n: int) -> tuple[tuple[int, int], ...]:
-    """Batcher's odd-even merge sort for n values: pairs (i, j) to be put in order, one after the other."""
+def _network(n: int) -> np.ndarray:
+    """Batcher's odd-even merge sort for n values: pairs (i, j), (P, 2), to be put in order one after the other."""
     pairs = []
     p = 1
     while p < n:
@@ -184,20 +214,7 @@ def _network(n: int) -> tuple[tuple[int, int], ...]:
                         pairs.append((i + j, i + j + k))
             k //= 2
         p *= 2
-    return tuple(pairs)
-
-
-def _sorted_seats(scores) -> list[np.ndarray]:
-    """The K order statistics of each round, each of shape (...)."""
-    scores = np.asarray(scores, dtype=np.float64)
-    committee = scores.shape[-1]
-    if committee > NETWORK_LIMIT:
-        ordered = np.sort(scores, axis=-1)
-        return [ordered[..., k] for k in range(committee)]
-    seats = [scores[..., k] for k in range(committee)]
-    for i, j in _network(committee):
-        seats[i], seats[j] = np.minimum(seats[i], seats[j]), np.maximum(seats[i], seats[j])
-    return seats
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 AGGREGATORS: dict[str, Callable] = {

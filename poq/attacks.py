@@ -66,9 +66,8 @@ def noise(scores, malicious, rng, *, sd: float = 3.0):
         Standard deviation, points.
     """
     _check_strength("sd", sd)
-    scores = np.asarray(scores, dtype=np.float64)
-    drawn = sd * standard_normal(rng, scores.shape)
-    return np.where(malicious, np.clip(scores + drawn, 0.0, SCORE_MAX), scores)
+    drawn = sd * standard_normal(rng, np.shape(scores))
+    return _replace(scores, malicious, scores + drawn)
 
 
 def boost(scores, malicious, rng, *, by: float = 3.0):

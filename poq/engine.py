@@ -75,8 +75,8 @@ def n_malicious(share: float, n_nodes: int) -> int:
     return int(np.floor(share * n_nodes + 0.5 + 1e-9))
 
 
-def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int, trial: int) -> list[dict]:
-    """Play one trial and return one row of metrics per case.
+def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int, trial: int) -> dict[str, np.ndarray]:
+    """Play one trial and return its metrics by name, one value per case.
 
     Parameters
     ----------
@@ -84,16 +84,18 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     cases : list of Case
     draw : dict
         What fixes the rounds: committee, n_nodes, min_available, jitter, resample, n_rounds, burn_in; and whether
-        rows carry `item_sums`, see :func:`_item_sums`.
+        `item_sums` are wanted, see :func:`_item_sums`.
     seed, trial : int
     """
     stage = _set_stage(matrix, cases, draw=draw, seed=seed, trial=trial)
-    honest_tracks, tracks = _start_tracks(stage, cases, n_outputs=len(matrix.truth) if draw.get("item_sums") else 0)
+    counted = draw["n_rounds"] - draw["burn_in"]
+    n_outputs = len(matrix.truth) if draw.get("item_sums") else 0
+    honest_tracks, tracks = _start_tracks(stage, cases, n_rounds=counted, n_outputs=n_outputs)
     generators = defaultdict(partial(stream, seed, trial, "attack"))
     shifts = defaultdict(partial(np.zeros, 2))  # summed shift of malicious reports, and their number
-    audits = dict.fromkeys((_audit_share(track) for track in honest_tracks.values()), 0)
+    audits = dict.fromkeys(filter(None, map(_audit_share, honest_tracks.values())), 0)  # how many, by share of rounds
 
-    for block, honest in _iter_blocks(stage, draw["burn_in"], seed=seed, trial=trial, audited=any(audits)):
+    for block, honest in _iter_blocks(stage, draw["burn_in"], seed=seed, trial=trial, audited=bool(audits)):
         for share in audits:
             audits[share] += np.count_nonzero(block.lot < share)
         if block.begin in stage.marks:
@@ -119,32 +121,30 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
             _play_block(stage, rule, track, honest, block)
     _mark_trust(draw["n_rounds"], honest_tracks, *tracks.values())
 
+    bad = np.array([stage.malicious[case.attack.who, case.attack.share] for case in cases])
+    # Cases may share a run: under no attack there is only the honest one.
+    before = [honest_tracks[case.rule] for case in cases]
+    after = [tracks.get(case.attack, {}).get(case.rule, track) for case, track in zip(cases, before)]
+    moved = [shifts.get(case.attack, shifts.get((case.attack, case.rule))) for case in cases]
     shared = {
         "n_outputs": len(np.unique(stage.pool.output)),
         "outputs_dropped": stage.pool.dropped,
         "cost_known": bool((~np.isnan(matrix.evaluator_cost)).any() and (~np.isnan(matrix.model_cost)).any()),
         **metrics.baseline_row(matrix.values, matrix.truth, stage.count, best_evaluator(matrix)),
     }
-    rows = []
-    for case in cases:
-        honest_track = honest_tracks[case.rule]
-        track = tracks.get(case.attack, {}).get(case.rule, honest_track)
-        bad = stage.malicious[case.attack.who, case.attack.share]
-        shift = shifts.get(case.attack, shifts.get((case.attack, case.rule)))
-        rows.append(
-            {
-                "n_malicious": int(bad.sum()),
-                **shared,
-                **_pay_row(stage, track, honest_track, bad, case.pay),
-                **_trust_row(stage, track, bad),
-                "audits": audits[_audit_share(track)],
-                **_shift_row(shift, stage.count.sum() * stage.committee, bad),
-                **metrics.accuracy_row(track.sums, stage.truth_rank, stage.count),
-            }
-        )
-        if track.by_output is not None:
-            rows[-1]["item_sums"] = _item_sums(track, matrix, stage.count)
-    return rows
+    totals, totals_before = _totals(stage, after, before)
+    columns = {
+        "n_malicious": bad.sum(axis=-1),
+        **{name: np.full(len(cases), value) for name, value in shared.items()},
+        **_pay_columns(stage, totals, totals_before, bad, [case.pay for case in cases]),
+        **_trust_columns(stage, after, bad),
+        "audits": np.array([audits.get(_audit_share(track), 0) for track in after]),
+        **_shift_columns(moved, stage.count.sum() * stage.committee, bad),
+        **metrics.accuracy_row(totals, stage.truth_rank, stage.count),
+    }
+    if draw.get("item_sums"):
+        columns["item_sums"] = np.array([_item_sums(track, matrix, stage.count) for track in after])
+    return columns
 
 
 class Stage(NamedTuple):
@@ -222,7 +222,7 @@ def _iter_blocks(
         yield Block(begin, output, node, lot, begin >= burn_in), honest
 
 
-def _start_tracks(stage: Stage, cases: list[Case], *, n_outputs: int):
+def _start_tracks(stage: Stage, cases: list[Case], **sizes: int):
     """A track for each rule on honest reports, and for each attack and rule.
 
     Every rule is played on the honest reports too: the difference is what the attack cost.
@@ -231,7 +231,7 @@ def _start_tracks(stage: Stage, cases: list[Case], *, n_outputs: int):
         _start_track,
         n_nodes=len(stage.pool.evaluator),
         n_models=len(stage.matrix.models),
-        n_outputs=n_outputs,
+        **sizes,
     )
     tracks: dict[Attack, dict[Rule, Track]] = {}
     shown = set()
@@ -243,10 +243,13 @@ def _start_tracks(stage: Stage, cases: list[Case], *, n_outputs: int):
     return {case.rule: start(case.rule, accurate=case.rule in shown) for case in cases}, tracks
 
 
-def _start_track(rule: Rule, *, n_nodes: int, n_models: int, n_outputs: int = 0, accurate: bool = True) -> Track:
+def _start_track(
+    rule: Rule, *, n_nodes: int, n_models: int, n_rounds: int, n_outputs: int, accurate: bool = True
+) -> Track:
     state = rule.function.start(n_nodes, **rule.options) if isinstance(rule.function, TrustRule) else None
     by_output = np.zeros((2, n_outputs)) if n_outputs and accurate else None
-    return Track(metrics.start_sums(n_nodes, n_models), state, {}, accurate, by_output, [])
+    sums = metrics.start_sums(n_nodes, n_models, n_rounds=n_rounds if accurate else 0)
+    return Track(sums, state, {}, accurate, by_output, [])
 
 
 def _audit_share(track: Track) -> float:
@@ -353,7 +356,7 @@ def _play_reacting(stage, attack, rule, track, honest, hit, rng, block: Block) -
     return shift if block.counted else np.zeros(2)
 
 
-def _item_sums(track: Track, matrix: ScoreMatrix, count: np.ndarray) -> list[float]:
+def _item_sums(track: Track, matrix: ScoreMatrix, count: np.ndarray) -> np.ndarray:
     """For each item in turn: rounds, and the sums over them of c, q, c^2, q^2, c q.
 
     From these the accuracy on any resample of items follows without playing again.
@@ -362,7 +365,7 @@ def _item_sums(track: Track, matrix: ScoreMatrix, count: np.ndarray) -> list[flo
     q = matrix.truth
     parts = (count, c, count * q, cc, count * q * q, c * q)
     sums = [np.bincount(matrix.item, weights=part, minlength=len(matrix.items)) for part in parts]
-    return np.column_stack(sums).ravel().tolist()
+    return np.column_stack(sums).ravel()
 
 
 def _weighted_leave_one_out(scores, weights):
@@ -372,34 +375,51 @@ def _weighted_leave_one_out(scores, weights):
     return np.clip(left, 0.0, SCORE_MAX)  # a rule that corrects scores may have taken them off the scale
 
 
-def _pay_row(stage: Stage, track: Track, honest_track: Track, bad, pay: dict) -> dict[str, float]:
-    """Pay of both roles, payout inflation, and what the verification of an output costs in the unit of the log."""
+def _totals(stage: Stage, *lists: list[Track]) -> list[metrics.Totals]:
+    """For each list of tracks what they added up, one after the other along the first axis."""
+    different = {id(track): track for tracks in lists for track in tracks}
+    finished = {key: metrics.finish(track.sums, stage.truth_rank) for key, track in different.items()}
+    return [metrics.Totals(*map(np.stack, zip(*(finished[id(track)] for track in tracks)))) for tracks in lists]
+
+
+def _pay_columns(stage: Stage, after: metrics.Totals, before: metrics.Totals, bad, pays: list[dict]) -> dict:
+    """Pay of both roles, payout inflation, and what the verification of an output costs in the unit of the log.
+
+    after, before : the runs of the cases, and those on honest reports; bad : (C, N); pays : of each case.
+    """
     costs = (stage.node_cost, stage.model_cost)
-    now = metrics.pay_per_round(track.sums, bad, *costs, pay=pay)
-    before = metrics.pay_per_round(honest_track.sums, bad, *costs, pay=pay)
-    seats = track.sums.node[:, 0]
+    pay = {name: np.array([its_pay[name] for its_pay in pays]) for name in pays[0]}
+    now = metrics.pay_per_round(after, bad, *costs, pay=pay)
+    then = metrics.pay_per_round(before, bad, *costs, pay=pay)
+    seats = after.node[..., 0]
     evaluator = {"alpha": pay["evaluator_alpha"], "beta": pay["evaluator_beta"]}
     inference = {"alpha": pay["inference_alpha"], "beta": pay["inference_beta"]}
     return {
-        **metrics.evaluator_pay_row(track.sums, bad, stage.node_cost, stage.committee, **evaluator),
-        **metrics.inference_pay_row(track.sums, stage.model_cost, stage.matrix.models, **inference),
-        **{f"inflation_{name}": now[name] - before[name] for name in now},
-        "verification_cost": float((seats * stage.raw_cost).sum() / seats.sum() * stage.committee),
+        **metrics.evaluator_pay_row(after, bad, stage.node_cost, stage.committee, **evaluator),
+        **metrics.inference_pay_row(after, stage.model_cost, stage.matrix.models, **inference),
+        **{f"inflation_{name}": now[name] - then[name] for name in now},
+        "verification_cost": (seats * stage.raw_cost).sum(axis=-1) / seats.sum(axis=-1) * stage.committee,
     }
 
 
-def _trust_row(stage: Stage, track: Track, bad) -> dict[str, float]:
+def _trust_columns(stage: Stage, tracks: list[Track], bad) -> dict[str, np.ndarray]:
     """Share of trust that malicious nodes hold at the marked rounds; NaN for a rule without trust."""
-    row = {}
+    columns = {}
+    unknown = np.full(bad.shape[-1], np.nan)
     for percent, mark in zip(metrics.TRUST_MARKS, stage.marks):
-        weights = track.trust.get(mark, np.full(len(bad), np.nan))
-        row[f"malicious_trust_{percent}"] = float(weights[bad].sum() / weights.sum())
-    return row
+        weights = np.array([track.trust.get(mark, unknown) for track in tracks])
+        columns[f"malicious_trust_{percent}"] = (weights * bad).sum(axis=-1) / weights.sum(axis=-1)
+    return columns
 
 
-def _shift_row(shift, n_reports: float, bad) -> dict[str, float]:
-    """Realised mean shift of a malicious report, and of a report, in points."""
-    if shift is None:
-        return {"attack_shift": 0.0 if bad.any() else float("nan"), "attack_shift_all": 0.0}
-    total, reports = shift
-    return {"attack_shift": total / reports if reports else float("nan"), "attack_shift_all": total / n_reports}
+def _shift_columns(shifts: list, n_reports: float, bad) -> dict[str, np.ndarray]:
+    """Realised mean shift of a malicious report, and of a report, in points.
+
+    shifts : per case (summed shift, number of malicious reports), or None where nothing was attacked.
+    """
+    total, reports = np.array([(0.0, 0.0) if shift is None else shift for shift in shifts]).T
+    idle = np.array([shift is None for shift in shifts]) & bad.any(axis=-1)
+    return {
+        "attack_shift": np.where(idle, 0.0, total / np.where(reports, reports, np.nan)),
+        "attack_shift_all": total / n_reports,
+    }

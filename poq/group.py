@@ -9,6 +9,7 @@ import traceback
 from typing import NamedTuple
 
 import cloudpickle
+import numpy as np
 
 from poq.engine import Case, play_trial
 
@@ -31,7 +32,7 @@ class Failure(NamedTuple):
     trace: str
 
 
-def play_group(work: bytes) -> dict[str, list] | Failure:
+def play_group(work: bytes) -> dict[str, np.ndarray] | Failure:
     """Play some trials of a group: the columns of its rows (scenario_number, trial, metrics), or what failed.
 
     Parameters
@@ -40,22 +41,20 @@ def play_group(work: bytes) -> dict[str, list] | Failure:
         Pickled (matrix, group, seed, first, stop): trials first to stop - 1 are played.
     """
     matrix, group, seed, first, stop = cloudpickle.loads(work)
-    rows = []
+    played = []
     for trial in range(first, stop):
         play = {"draw": group.draw, "seed": seed, "trial": trial}
         failed = None
         try:
-            its_rows = play_trial(matrix, group.cases, **play)
+            columns = play_trial(matrix, group.cases, **play)
         except Exception as error:
             failed = error
         if failed is not None:
             number, error = _culprit(matrix, group, play, failed)
             trace = "".join(traceback.format_exception(error))
             return Failure(number, trial, f"{type(error).__name__}: {error}", trace)
-        rows += [{"scenario_number": n, "trial": trial, **row} for n, row in zip(group.numbers, its_rows)]
-    # By columns, names stand there once: what a pipe takes at one go keeps no worker waiting for its reader.
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+        played.append({"scenario_number": group.numbers, "trial": np.full(len(group.numbers), trial), **columns})
+    return {name: np.concatenate([columns[name] for columns in played]) for name in played[0]}
 
 
 def _culprit(matrix, group: Group, play: dict, error: Exception) -> tuple[int, Exception]:

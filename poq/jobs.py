@@ -133,10 +133,10 @@ def execute(
 
     with tqdm(total=len(jobs), initial=len(tables), disable=not progress, delay=1.0, unit="job") as bar:
 
-        def finish(number: int, result: dict[str, list] | Failure) -> None:
+        def finish(number: int, result: dict[str, np.ndarray] | Failure) -> None:
             if isinstance(result, Failure):
                 raise _error(result, scenarios[result.number])
-            tables[number] = pa.table(result)
+            tables[number] = pa.table({name: list(one) if one.ndim > 1 else one for name, one in result.items()})
             if parts:
                 parts.write(number, tables[number])
             bar.update()

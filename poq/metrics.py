@@ -1,7 +1,7 @@
 """Metrics: how close the consensus came to the truth, and how the pay fell out.
 
 The first functions take whole arrays. The rest does the same in a stream: sums are added up block by block, so that
-memory does not grow with the number of rounds, and are turned into a row of numbers at the end.
+memory does not grow with the number of rounds, and are turned into numbers at the end, those of all runs at once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from poq.rewards import distance, reward
 
 # Ranks of the consensus are taken in bins of 10 / 2**14 = 0.0006 points. Scores that fall into one bin count as tied.
 RANK_BINS = 2**14
+RANK_LIST = 2**15  # rounds that wait to be counted into bins, at most
 TRUST_MARKS = (0, 25, 50, 75, 100)  # per cent of the run at which the malicious share of trust is read
 
 
@@ -49,14 +50,44 @@ def bias(consensus, truth) -> float:
     return float(np.mean(np.asarray(consensus) - truth))
 
 
+class Ranks(NamedTuple):
+    """What a run keeps for the rank correlation.
+
+    A round waits in a list until the list is full; then all of it is counted into bins. So a short run touches no more
+    memory than it has rounds: bins for each of a hundred rules would drive each other out of the cache.
+
+    waiting : (1,) how many rounds wait
+    bin, output : (L,) bin of the consensus, and output, of each round that waits
+    counted : (RANK_BINS, 2) rounds, and their summed truth ranks, per bin; empty where the list holds the whole run
+    """
+
+    waiting: np.ndarray
+    bin: np.ndarray
+    output: np.ndarray
+    counted: np.ndarray
+
+
 class Sums(NamedTuple):
     """What a run adds up.
 
     accuracy : (6,) c, q, c^2, q^2, c q, abs(c - q), with c and q counted from the middle of the scale
-    rank : (RANK_BINS, 2) rounds, and their summed truth ranks, per bin of the consensus
+    ranks : see :class:`Ranks`
     node : (N, 3) participations, sum of d, sum of d^2 per node
     model : (M, 3) rounds, sum of c, sum of c^2 per inference model
     round : (5,) D, D^2, C, C^2, D C, where D and C are a round's summed deviations and evaluator costs
+    """
+
+    accuracy: np.ndarray
+    ranks: Ranks
+    node: np.ndarray
+    model: np.ndarray
+    round: np.ndarray
+
+
+class Totals(NamedTuple):
+    """The sums of one finished run, or of several along the first axes; arrays as in :class:`Sums`.
+
+    rank : (..., 2) mean product of the ranks of consensus and truth, and mean squared rank of the consensus
     """
 
     accuracy: np.ndarray
@@ -66,17 +97,27 @@ class Sums(NamedTuple):
     round: np.ndarray
 
 
-def start_sums(n_nodes: int, n_models: int) -> Sums:
-    """Sums of no rounds."""
-    return Sums(np.zeros(6), np.zeros((RANK_BINS, 2)), np.zeros((n_nodes, 3)), np.zeros((n_models, 3)), np.zeros(5))
+def start_sums(n_nodes: int, n_models: int, *, n_rounds: int) -> Sums:
+    """Sums of no rounds, for a run whose accuracy is asked over `n_rounds` of them."""
+    length = min(n_rounds, RANK_LIST)
+    counted = np.zeros((RANK_BINS if n_rounds > RANK_LIST else 0, 2))
+    ranks = Ranks(np.zeros(1, dtype=np.int64), np.empty(length, np.uint16), np.empty(length, np.int32), counted)
+    return Sums(np.zeros(6), ranks, np.zeros((n_nodes, 3)), np.zeros((n_models, 3)), np.zeros(5))
+
+
+def finish(sums: Sums, truth_rank) -> Totals:
+    """The totals of a run whose rounds are all added; truth_rank : (O,) by output."""
+    rank = np.array(_rank_moments(*sums.ranks, truth_rank))
+    return Totals(sums.accuracy, rank, sums.node, sums.model, sums.round)
 
 
 def add_accuracy(sums: Sums, output, consensus, truth, truth_rank) -> None:
-    """Add a block of rounds to what accuracy needs, in place.
+    """Add a block of rounds, at most RANK_LIST, to what accuracy needs, in place.
 
     output, consensus : (B,); truth, truth_rank : (O,) by output.
     """
-    _add_accuracy(sums.accuracy, sums.rank, output, consensus, truth, truth_rank)
+    _add_accuracy(sums.accuracy, output, consensus, truth)
+    _add_ranks(*sums.ranks, output, consensus, truth_rank)
 
 
 def add_inference_pay(sums: Sums, output, consensus, model) -> None:
@@ -96,26 +137,57 @@ def add_evaluator_pay(sums: Sums, node, scores, reference, node_cost) -> None:
     _add_evaluator_pay(sums.node, sums.round, *seats, node_cost)
 
 
-@njit(cache=True)
-def _add_accuracy(accuracy, rank, output, consensus, truth, truth_rank):
+@njit(cache=True, fastmath={"reassoc", "nsz"})
+def _add_accuracy(accuracy, output, consensus, truth):
     middle = SCORE_MAX / 2
     c1 = q1 = c2 = q2 = cq = absolute = 0.0
     for t in range(len(output)):
-        o = np.uint64(output[t])  # unsigned indices: see poq.rounds
-        c = consensus[t]
-        q = truth[o]
+        c = consensus[t] - middle
+        q = truth[np.uint64(output[t])] - middle  # unsigned indices: see poq.rounds
         absolute += abs(c - q)
-        bin_ = np.uint64(min(max(int(c * (RANK_BINS / SCORE_MAX)), 0), RANK_BINS - 1))
-        rank[bin_, 0] += 1.0
-        rank[bin_, 1] += truth_rank[o]
-        c -= middle
-        q -= middle
         c1 += c
         q1 += q
         c2 += c * c
         q2 += q * q
         cq += c * q
     accuracy += np.array([c1, q1, c2, q2, cq, absolute])
+
+
+@njit(cache=True)
+def _add_ranks(waiting, bin_, its_output, counted, output, consensus, truth_rank):
+    if waiting[0] + len(output) > len(bin_):
+        _count_ranks(counted, bin_[: waiting[0]], its_output, truth_rank)
+        waiting[0] = 0
+    place = np.uint64(waiting[0])
+    for t in range(len(output)):
+        scaled = consensus[t] * (RANK_BINS / SCORE_MAX)
+        bin_[place + np.uint64(t)] = np.uint16(min(max(scaled, 0.0), RANK_BINS - 1.0))
+        its_output[place + np.uint64(t)] = output[t]
+    waiting[0] += len(output)
+
+
+@njit(cache=True)
+def _count_ranks(counted, bin_, output, truth_rank):
+    for t in range(len(bin_)):
+        i = np.uint64(bin_[t])
+        counted[i, 0] += 1.0
+        counted[i, 1] += truth_rank[np.uint64(output[t])]
+
+
+@njit(cache=True)
+def _rank_moments(waiting, bin_, output, counted, truth_rank):
+    if waiting[0] == 0:  # of no rounds; where any were counted, the block that came last waits
+        return np.nan, np.nan
+    n = counted[:, 0].sum() + waiting[0]
+    counted = counted.copy() if len(counted) else np.zeros((RANK_BINS, 2))
+    _count_ranks(counted, bin_[: waiting[0]], output, truth_rank)
+    both = own = reached = 0.0
+    for i in range(RANK_BINS):
+        rank = (reached + 0.5 * counted[i, 0]) * (1.0 / n) - 0.5  # midrank, centred as in :func:`truth_ranks`
+        reached += counted[i, 0]
+        both += rank * counted[i, 1]
+        own += rank * rank * counted[i, 0]
+    return both / n, own / n
 
 
 @njit(cache=True)
@@ -166,112 +238,108 @@ def truth_ranks(tie: np.ndarray, count: np.ndarray) -> np.ndarray:
     rounds, so that sums over many rounds keep their precision.
     """
     rounds = np.bincount(tie, weights=count)
-    return _centred_midrank(rounds)[tie]
+    below = np.cumsum(rounds) - rounds
+    return ((below + rounds / 2) / rounds.sum() - 0.5)[tie]
 
 
-@njit(cache=True)
-def _centred_midrank(count):
-    total = count.sum()
-    midrank = np.empty(len(count))
-    reached = 0.0
-    for i in range(len(count)):
-        midrank[i] = (reached + count[i] / 2) / total - 0.5
-        reached += count[i]
-    return midrank
+# From here on, Totals may hold many runs: every function works on the last axes and returns an array per metric.
 
 
-def accuracy_row(sums: Sums, truth_rank: np.ndarray, count: np.ndarray) -> dict[str, float]:
+def accuracy_row(totals: Totals, truth_rank: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:
     """pearson, spearman, rmse, mae, bias of consensus against truth; count : (O,) rounds per output."""
     n = count.sum()
-    c1, q1, c2, q2, cq, absolute = sums.accuracy / n
-    var_c, var_q = c2 - c1 * c1, q2 - q1 * q1
-    hits, truth_by_bin = sums.rank.T
-    centred = _centred_midrank(hits)  # an empty bin has a rank too, which nothing is multiplied with
+    c1, q1, c2, q2, cq, absolute = np.moveaxis(totals.accuracy / n, -1, 0)
+    rank_both, rank_own = np.moveaxis(totals.rank, -1, 0)
     return {
-        "pearson": _ratio(cq - c1 * q1, var_c, var_q),
-        "spearman": _ratio(
-            (centred * truth_by_bin).sum() / n,
-            (centred**2 * hits).sum() / n,
-            (truth_rank**2 * count).sum() / n,
-        ),
-        "rmse": float(np.sqrt(max(c2 - 2 * cq + q2, 0.0))),
-        "mae": float(absolute),
-        "bias": float(c1 - q1),
+        "pearson": _ratio(cq - c1 * q1, c2 - c1 * c1, q2 - q1 * q1),
+        "spearman": _ratio(rank_both, rank_own, (truth_rank**2 * count).sum() / n),
+        "rmse": _root(c2 - 2 * cq + q2),
+        "mae": absolute,
+        "bias": c1 - q1,
     }
 
 
-def _ratio(covariance: float, var_x: float, var_y: float) -> float:
+def _ratio(covariance, var_x, var_y) -> np.ndarray:
     # A variance below this is what rounding leaves of a constant: a block adds up 10^4 squares of up to 25.
-    if min(var_x, var_y) < 1e-10:
-        return float("nan")
-    return float(np.clip(covariance / np.sqrt(var_x * var_y), -1.0, 1.0))
+    defined = np.minimum(var_x, var_y) >= 1e-10
+    spread = np.sqrt(np.where(defined, var_x * var_y, np.nan))
+    return np.clip(covariance / spread, -1.0, 1.0)
 
 
-def evaluator_pay_row(sums: Sums, malicious, node_cost, committee: int, *, alpha: float, beta: float) -> dict:
+def _root(variance) -> np.ndarray:
+    """Square root of what rounding may have left below 0."""
+    return np.sqrt(np.maximum(variance, 0.0))
+
+
+def evaluator_pay_row(totals: Totals, malicious, node_cost, committee: int, *, alpha, beta) -> dict[str, np.ndarray]:
     """Evaluator pay in the four readings of "payoff variance".
 
     Per participation, pooled (evaluator_reward*), as the sum per round (evaluator_pay_round*), per node over the run
     (evaluator_pay_node*), and between node means (evaluator_reward_between_sd). Pay is linear in d, so its moments
     follow from those of d.
 
-    malicious : (N,) bool; node_cost : (N,) normalised.
+    malicious : (..., N) bool; node_cost : (N,) normalised; alpha, beta : (...).
     """
-    seats, d1, d2 = sums.node.T
-    best = reward(1.0, node_cost, alpha=alpha, beta=beta)
-    total = best * seats - alpha * d1
-    squares = best**2 * seats - 2 * best * alpha * d1 + alpha**2 * d2
+    seats, d1, d2 = np.moveaxis(totals.node, -1, 0)
+    a, b = np.asarray(alpha)[..., None], np.asarray(beta)[..., None]
+    best = reward(1.0, node_cost, alpha=a, beta=b)
+    total = best * seats - a * d1
+    squares = best**2 * seats - 2 * best * a * d1 + a**2 * d2
     row = {}
     groups = {"": np.ones_like(malicious), "_honest": ~malicious, "_malicious": malicious}
     for suffix, group in groups.items():
-        pay, spread = _mean_sd(seats[group].sum(), total[group].sum(), squares[group].sum())
+        pay, spread = _mean_sd(*(np.where(group, part, 0.0).sum(axis=-1) for part in (seats, total, squares)))
         row[f"evaluator_reward{suffix}"] = pay
         row[f"evaluator_reward{suffix}_sd"] = spread
-    n_rounds = seats.sum() / committee
-    big_d, big_d2, big_c, big_c2, big_dc = sums.round / n_rounds
-    row["evaluator_pay_round"] = float(alpha * (committee - big_d) - beta * big_c)
-    variance = (
+    n_rounds = seats.sum(axis=-1) / committee
+    big_d, big_d2, big_c, big_c2, big_dc = np.moveaxis(totals.round, -1, 0) / n_rounds
+    row["evaluator_pay_round"] = alpha * (committee - big_d) - beta * big_c
+    row["evaluator_pay_round_sd"] = _root(
         alpha**2 * (big_d2 - big_d**2) + beta**2 * (big_c2 - big_c**2) + 2 * alpha * beta * (big_dc - big_d * big_c)
     )
-    row["evaluator_pay_round_sd"] = float(np.sqrt(max(variance, 0.0)))
-    row["evaluator_pay_node"] = float(total.mean())
-    row["evaluator_pay_node_sd"] = float(total.std())
+    row["evaluator_pay_node"] = total.mean(axis=-1)
+    row["evaluator_pay_node_sd"] = total.std(axis=-1)
     sat = seats > 0
-    row["evaluator_reward_between_sd"] = float((total[sat] / seats[sat]).std())
+    row["evaluator_reward_between_sd"] = (total / np.where(sat, seats, 1.0)).std(axis=-1, where=sat)
     return row
 
 
-def inference_pay_row(sums: Sums, model_cost, models, *, alpha: float, beta: float) -> dict[str, float]:
-    """Inference pay pooled over rounds, and its mean per model; model_cost : (M,) normalised, models : names."""
-    rounds, c1, c2 = sums.model.T
-    base = reward(0.0, model_cost, alpha=alpha, beta=beta)
-    slope = alpha / SCORE_MAX
+def inference_pay_row(totals: Totals, model_cost, models, *, alpha, beta) -> dict[str, np.ndarray]:
+    """Inference pay pooled over rounds, and its mean per model.
+
+    model_cost : (M,) normalised; models : names; alpha, beta : (...).
+    """
+    rounds, c1, c2 = np.moveaxis(totals.model, -1, 0)
+    a, b = np.asarray(alpha)[..., None], np.asarray(beta)[..., None]
+    base = reward(0.0, model_cost, alpha=a, beta=b)
+    slope = a / SCORE_MAX
     total = base * rounds + slope * c1
     squares = base**2 * rounds + 2 * base * slope * c1 + slope**2 * c2
-    pay, spread = _mean_sd(rounds.sum(), total.sum(), squares.sum())
+    pay, spread = _mean_sd(rounds.sum(axis=-1), total.sum(axis=-1), squares.sum(axis=-1))
     row = {"inference_reward": pay, "inference_reward_sd": spread}
-    for name, n, sum_ in zip(models, rounds, total):
-        row[f"inference_reward[{name}]"] = float(sum_ / n) if n else float("nan")
+    for m, name in enumerate(models):
+        row[f"inference_reward[{name}]"], _ = _mean_sd(rounds[..., m], total[..., m], squares[..., m])
     return row
 
 
-def _mean_sd(n: float, total: float, squares: float) -> tuple[float, float]:
+def _mean_sd(n, total, squares) -> tuple[np.ndarray, np.ndarray]:
     """Mean and population s.d. of n values; NaN for none of them."""
-    if n == 0:
-        return float("nan"), float("nan")
+    n = np.where(n > 0, n, np.nan)
     mean = total / n
-    return float(mean), float(np.sqrt(max(squares / n - mean**2, 0.0)))
+    return mean, _root(squares / n - mean**2)
 
 
-def pay_per_round(sums: Sums, malicious, node_cost, model_cost, *, pay: dict[str, float]) -> dict[str, float]:
-    """Mean pay per round to inference, honest, malicious nodes and all together; `pay` holds the four factors."""
-    seats, d1, _ = sums.node.T
-    rounds, c1, _ = sums.model.T
-    n_rounds = rounds.sum()
-    best = reward(1.0, node_cost, alpha=pay["evaluator_alpha"], beta=pay["evaluator_beta"])
-    evaluators = (best * seats - pay["evaluator_alpha"] * d1) / n_rounds
-    idle = reward(0.0, model_cost, alpha=pay["inference_alpha"], beta=pay["inference_beta"])
-    inference = float((idle * rounds + pay["inference_alpha"] / SCORE_MAX * c1).sum() / n_rounds)
-    honest, malicious_ = float(evaluators[~malicious].sum()), float(evaluators[malicious].sum())
+def pay_per_round(totals: Totals, malicious, node_cost, model_cost, *, pay: dict) -> dict[str, np.ndarray]:
+    """Mean pay per round to inference, honest, malicious nodes and all together; `pay` : the four factors, (...)."""
+    seats, d1, _ = np.moveaxis(totals.node, -1, 0)
+    rounds, c1, _ = np.moveaxis(totals.model, -1, 0)
+    n_rounds = rounds.sum(axis=-1, keepdims=True)
+    factor = {name: np.asarray(value)[..., None] for name, value in pay.items()}
+    best = reward(1.0, node_cost, alpha=factor["evaluator_alpha"], beta=factor["evaluator_beta"])
+    evaluators = (best * seats - factor["evaluator_alpha"] * d1) / n_rounds
+    idle = reward(0.0, model_cost, alpha=factor["inference_alpha"], beta=factor["inference_beta"])
+    inference = ((idle * rounds + factor["inference_alpha"] / SCORE_MAX * c1) / n_rounds).sum(axis=-1)
+    honest, malicious_ = (np.where(group, evaluators, 0.0).sum(axis=-1) for group in (~malicious, malicious))
     return {
         "inference": inference,
         "honest": honest,

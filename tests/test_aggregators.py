@@ -90,6 +90,20 @@ def test_case_left_out(name):
             close([weighted_mean(scores[keep], weights[keep]) for keep in kept], numbers(expected))
 
 
+@every_rule
+@pytest.mark.parametrize("committee", [1, 2, 3, 5, 9, 16, 17, 30])
+def test_an_unknown_score_leaves_its_round_without_consensus(rule, committee):
+    """NaN is no score to be sorted somewhere; the other rounds do not notice."""
+    scores = np.random.default_rng(0).uniform(0, 10, (40, committee))
+    expected = rule(scores)
+    gaps = scores.copy()
+    gaps[::3, committee // 2] = np.nan
+    found = rule(gaps)
+    assert np.isnan(found[::3]).all()
+    kept = np.arange(40) % 3 > 0
+    close(found[kept], expected[kept])
+
+
 # --- properties ---
 
 

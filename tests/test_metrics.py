@@ -35,10 +35,10 @@ def streamed(consensus, truth, output, *, cuts=(0,)):
     count = np.bincount(output, minlength=len(truth)).astype(float)
     q = truth[output]
     rank = np.array([(q < value).sum() + (q == value).sum() / 2 for value in truth]) / len(q) - 0.5
-    sums = metrics.start_sums(1, 1)
+    sums = metrics.start_sums(1, 1, n_rounds=len(output))
     for part in np.split(np.arange(len(output)), cuts):
         metrics.add_accuracy(sums, output[part], consensus[part], truth, rank)
-    return metrics.accuracy_row(sums, rank, count)
+    return metrics.accuracy_row(metrics.finish(sums, rank), rank, count)
 
 
 @pytest.mark.parametrize("name", shapes())
@@ -85,6 +85,16 @@ def test_streamed_sums_do_not_hang_on_blocks(cuts):
     assert parts == pytest.approx(whole, abs=1e-12)
 
 
+@pytest.mark.parametrize("length", [300, 301, 999, 2999, 3000])
+def test_ranks_do_not_hang_on_the_list_in_which_rounds_wait(monkeypatch, length):
+    """A list that fills often, in the middle of a block, at the end of one, just before the last, or never."""
+    consensus, truth, output = shapes()["whole numbers"]
+    whole = streamed(consensus, truth, output)
+    monkeypatch.setattr(metrics, "RANK_LIST", length)
+    for step in (100, 299, 300):
+        assert streamed(consensus, truth, output, cuts=range(step, 3000, step)) == pytest.approx(whole, abs=1e-12)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.7, 10.0])
 def test_undefined_correlations_are_nan(value):
     """A constant consensus, a constant truth, and a single round; what rounding leaves is no variation."""
@@ -117,11 +127,12 @@ def test_pay_by_hand():
     Round 1: nodes 0, 1 report 4, 8; c = 6; d = 0.2, 0.2; pay 0.8, 0.3.
     Round 2: nodes 1, 2 report 2, 10; c = 6; d = 0.4, 0.4; pay 0.1, -0.4.
     """
-    sums = metrics.start_sums(3, 2)
+    sums = metrics.start_sums(3, 2, n_rounds=0)
     consensus, cost, malicious = np.array([6.0, 6.0]), np.array([0.0, 0.5, 1.0]), np.array([False, False, True])
     metrics.add_inference_pay(sums, np.array([0, 1]), consensus, np.array([1, 0]))
     metrics.add_evaluator_pay(sums, np.array([[0, 1], [1, 2]]), np.array([[4.0, 8.0], [2.0, 10.0]]), consensus, cost)
-    row = metrics.evaluator_pay_row(sums, malicious, cost, 2, alpha=1.0, beta=1.0)
+    totals = metrics.finish(sums, np.zeros(1))
+    row = metrics.evaluator_pay_row(totals, malicious, cost, 2, alpha=1.0, beta=1.0)
     pays = np.array([0.8, 0.3, 0.1, -0.4])
     expected = {
         "evaluator_reward": 0.2,
@@ -138,7 +149,7 @@ def test_pay_by_hand():
     }
     assert row == pytest.approx(expected, abs=1e-7)
     # Model 1 answered round 1, model 0 round 2; their costs are 1 and 0.
-    inference = metrics.inference_pay_row(sums, np.array([0.0, 1.0]), ("a", "b"), alpha=1.0, beta=1.0)
+    inference = metrics.inference_pay_row(totals, np.array([0.0, 1.0]), ("a", "b"), alpha=1.0, beta=1.0)
     expected = {
         "inference_reward": 0.1,
         "inference_reward_sd": 0.5,
@@ -147,7 +158,7 @@ def test_pay_by_hand():
     }
     assert inference == pytest.approx(expected, abs=1e-12)
     pay = {"evaluator_alpha": 1.0, "evaluator_beta": 1.0, "inference_alpha": 1.0, "inference_beta": 1.0}
-    per_round = metrics.pay_per_round(sums, malicious, cost, np.array([0.0, 1.0]), pay=pay)
+    per_round = metrics.pay_per_round(totals, malicious, cost, np.array([0.0, 1.0]), pay=pay)
     assert per_round == pytest.approx({"inference": 0.1, "honest": 0.6, "malicious": -0.2, "total": 0.5}, abs=1e-12)
 
 
@@ -158,7 +169,7 @@ def test_pay_is_measured_by_the_deviation_of_rewards():
     node = np.argsort(rng.random((500, 9)), axis=1)[:, :4]
     output, model = rng.integers(0, 5, 500), np.array([0, 1, 0, 1, 1])
     for reference in (consensus, rng.random((500, 4)) * 10):
-        sums = metrics.start_sums(9, 2)
+        sums = metrics.start_sums(9, 2, n_rounds=0)
         for part in np.split(np.arange(500), [3, 200]):
             metrics.add_inference_pay(sums, output[part], consensus[part], model)
             metrics.add_evaluator_pay(sums, node[part], scores[part], reference[part], np.zeros(9))
@@ -172,19 +183,54 @@ def test_pay_is_measured_by_the_deviation_of_rewards():
 
 def test_nobody_in_a_group():
     """No malicious node, a node that never sat, a model that never answered: NaN, not a number made up."""
-    sums = metrics.start_sums(3, 2)
+    sums = metrics.start_sums(3, 2, n_rounds=0)
     consensus = np.array([5.0])
     metrics.add_inference_pay(sums, np.array([0]), consensus, np.array([0]))
     metrics.add_evaluator_pay(sums, np.array([[0, 1]]), np.array([[4.0, 6.0]]), consensus, np.zeros(3))
-    row = metrics.evaluator_pay_row(sums, np.zeros(3, dtype=bool), np.zeros(3), 2, alpha=0.7, beta=0.3)
+    totals = metrics.finish(sums, np.zeros(1))
+    row = metrics.evaluator_pay_row(totals, np.zeros(3, dtype=bool), np.zeros(3), 2, alpha=0.7, beta=0.3)
     assert np.isnan(row["evaluator_reward_malicious"])
     assert np.isnan(row["evaluator_reward_malicious_sd"])
     assert row["evaluator_reward_between_sd"] == pytest.approx(0, abs=1e-12)
     # Who never sat earned nothing; over all three nodes that is 0.63, 0.63, 0.
     assert row["evaluator_pay_node"] == pytest.approx(0.42)
     assert row["evaluator_pay_node_sd"] == pytest.approx(np.std([0.63, 0.63, 0]))
-    inference = metrics.inference_pay_row(sums, np.zeros(2), ("a", "b"), alpha=0.7, beta=0.3)
+    inference = metrics.inference_pay_row(totals, np.zeros(2), ("a", "b"), alpha=0.7, beta=0.3)
     assert np.isnan(inference["inference_reward[b]"])
+
+
+def test_many_runs_at_once_are_each_as_alone():
+    """Rows of stacked totals, to the last bit, with other factors and other malicious nodes in each."""
+    rng = np.random.default_rng(0)
+    truth, cost, model_cost = rng.random(6) * 10, rng.random(5), rng.random(2)
+    output, model = rng.integers(0, 6, 400), np.array([0, 1, 0, 1, 1, 1])
+    node = np.argsort(rng.random((400, 5)), axis=1)[:, :3]
+    count = np.bincount(output, minlength=6).astype(float)
+    rank = metrics.truth_ranks(np.argsort(np.argsort(truth)), count)
+    totals = []
+    for _ in range(7):
+        sums, scores = metrics.start_sums(5, 2, n_rounds=400), rng.random((400, 3)) * 10
+        metrics.add_accuracy(sums, output, scores.mean(axis=1), truth, rank)
+        metrics.add_inference_pay(sums, output, scores.mean(axis=1), model)
+        metrics.add_evaluator_pay(sums, node, scores, scores.mean(axis=1), cost)
+        totals.append(metrics.finish(sums, rank))
+    malicious = np.arange(5) < np.arange(7)[:, None] - 1  # of the last run all, of the first two none
+    pay = {f"{role}_{name}": rng.random(7) for role in ("evaluator", "inference") for name in ("alpha", "beta")}
+
+    def rows(totals, malicious, pay):
+        evaluator = {"alpha": pay["evaluator_alpha"], "beta": pay["evaluator_beta"]}
+        return {
+            **metrics.accuracy_row(totals, rank, count),
+            **metrics.evaluator_pay_row(totals, malicious, cost, 3, **evaluator),
+            **metrics.inference_pay_row(totals, model_cost, ("a", "b"), alpha=pay["inference_alpha"], beta=0.3),
+            **metrics.pay_per_round(totals, malicious, cost, model_cost, pay=pay),
+        }
+
+    together = rows(metrics.Totals(*map(np.stack, zip(*totals))), malicious, pay)
+    for run in range(7):
+        alone = rows(totals[run], malicious[run], {name: value[run] for name, value in pay.items()})
+        for name, value in alone.items():
+            np.testing.assert_array_equal(together[name][run], value, err_msg=name)
 
 
 def test_baselines_by_hand():
