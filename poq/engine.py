@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -98,8 +99,6 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     for block, honest in _iter_blocks(stage, draw["burn_in"], seed=seed, trial=trial, audited=bool(audits)):
         for share in audits:
             audits[share] += np.count_nonzero(block.lot < share)
-        if block.begin in stage.marks:
-            _mark_trust(block.begin, honest_tracks, *tracks.values())
         honest_yet = dict(honest_tracks)
         for attack, its_tracks in tracks.items():
             hit = mark_nodes(stage.malicious[attack.who, attack.share], block.node)
@@ -116,10 +115,11 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
                 if rule in honest_yet and _can_play_twice(rule, honest_yet[rule], block):
                     _play_twice(stage, rule, track, reported, honest_yet.pop(rule), honest, block)
                 else:
-                    _play_block(stage, rule, track, reported, block)
+                    _play(stage, rule, track, reported, block)
         for rule, track in honest_yet.items():
-            _play_block(stage, rule, track, honest, block)
-    _mark_trust(draw["n_rounds"], honest_tracks, *tracks.values())
+            _play(stage, rule, track, honest, block)
+    for track in [*honest_tracks.values(), *(track for group in tracks.values() for track in group.values())]:
+        _note_trust(stage, track, draw["n_rounds"])
 
     bad = np.array([stage.malicious[case.attack.who, case.attack.share] for case in cases])
     # Cases may share a run: under no attack there is only the honest one.
@@ -177,9 +177,16 @@ class Block(NamedTuple):
     lot: np.ndarray
     counted: bool
 
-    def one(self, t: int) -> Block:
-        """Round t of the block."""
-        return Block(self.begin + t, *(part[t : t + 1] for part in self[1:-1]), self.counted)
+    def cut(self, begin: int, end: int) -> Block:
+        """Rounds begin to end - 1 of the block."""
+        return Block(self.begin + begin, *(part[begin:end] for part in self[1:-1]), self.counted)
+
+    def pieces(self, marks: list[int]) -> Iterator[tuple[slice, Block]]:
+        """The block, cut at the marked rounds, and where in it each piece stands."""
+        length = len(self.output)
+        inside = sorted({mark - self.begin for mark in marks if 0 < mark - self.begin < length})
+        for begin, end in pairwise([0, *inside, length]):
+            yield slice(begin, end), self.cut(begin, end)
 
 
 def _set_stage(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int, trial: int) -> Stage:
@@ -187,7 +194,7 @@ def _set_stage(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     shape = {name: draw[name] for name in ("n_nodes", "min_available", "jitter", "resample")}
     pool = make_pool(matrix, committee=committee, seed=seed, trial=trial, **shape)
     marks = [round(n_rounds * mark / 100) for mark in metrics.TRUST_MARKS]
-    edges = sorted({*range(0, n_rounds, block_length(committee)), n_rounds, draw["burn_in"], *marks})
+    edges = sorted({*range(0, n_rounds, block_length(committee)), n_rounds, draw["burn_in"]})
     # The outputs are drawn twice, first only to be counted: ranks of the truth need to know how often each occurs.
     count = count_outputs(pool, edges, skip=draw["burn_in"], seed=seed, trial=trial)
     malicious = {}
@@ -257,10 +264,10 @@ def _audit_share(track: Track) -> float:
     return getattr(track.state, "audit_share", 0.0)
 
 
-def _mark_trust(number: int, *groups: dict[Rule, Track]) -> None:
-    for track in (track for group in groups for track in group.values()):
-        if track.state is not None:
-            track.trust[number] = track.state[0].copy()
+def _note_trust(stage: Stage, track: Track, number: int) -> None:
+    """Keep the weights as they are before round `number`, if it is marked."""
+    if track.state is not None and number in stage.marks:
+        track.trust[number] = track.state[0].copy()
 
 
 def _attacked(stage: Stage, attack: Attack, honest, hit, rng, block: Block, **known) -> tuple[np.ndarray, float]:
@@ -272,6 +279,17 @@ def _attacked(stage: Stage, attack: Attack, honest, hit, rng, block: Block, **kn
     shift, off_scale = _survey(np.ascontiguousarray(honest.T), np.ascontiguousarray(reported.T))
     _check_scale("attack", attack.function, off_scale)
     return reported, shift
+
+
+def _play(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> np.ndarray:
+    """Play a block; a rule with a memory stops where its weights are noted. Returns the consensus (B,)."""
+    if track.state is None:
+        return _play_block(stage, rule, track, reported, block)
+    consensus = []
+    for part, piece in block.pieces(stage.marks):
+        _note_trust(stage, track, piece.begin)
+        consensus.append(_play_block(stage, rule, track, reported[part], piece))
+    return np.concatenate(consensus)
 
 
 def _play_block(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> np.ndarray:
@@ -301,12 +319,15 @@ def _can_play_twice(rule: Rule, honest_track: Track, block: Block) -> bool:
 
 
 def _play_twice(stage: Stage, rule: Rule, track: Track, reported, honest_track: Track, honest, block: Block) -> None:
-    """The attacked and the honest run of a rule in one pass."""
-    beside = {"state_honest": honest_track.state, "honest": honest, "sums_honest": honest_track.sums}
+    """The attacked and the honest run of a rule with a memory in one pass."""
     play = PLAY_TWICE[rule.function]
-    runs = play(track.state, reported, block.node, track.sums, stage.node_cost, **beside)
-    for its_track, consensus in zip((track, honest_track), runs):
-        _add_up(stage, its_track, consensus, block)
+    for part, piece in block.pieces(stage.marks):
+        for its_track in (track, honest_track):
+            _note_trust(stage, its_track, piece.begin)
+        beside = {"state_honest": honest_track.state, "honest": honest[part], "sums_honest": honest_track.sums}
+        runs = play(track.state, reported[part], piece.node, track.sums, stage.node_cost, **beside)
+        for its_track, consensus in zip((track, honest_track), runs):
+            _add_up(stage, its_track, consensus, piece)
 
 
 def _add_up(stage: Stage, track: Track, consensus, block: Block) -> None:
@@ -343,7 +364,7 @@ def _play_reacting(stage, attack, rule, track, honest, hit, rng, block: Block) -
     """Play a block whose attackers react, one round after the other; returns summed shift and number of reports."""
     shift = np.zeros(2)
     for t in range(len(honest)):
-        now = block.one(t)
+        now = block.cut(t, t + 1)
         reported = honest[t : t + 1]
         if hit[t].any():
             state = track.state
@@ -351,7 +372,7 @@ def _play_reacting(stage, attack, rule, track, honest, hit, rng, block: Block) -
             history = History(np.array(track.past), trust)
             reported, moved = _attacked(stage, attack, honest[t : t + 1], hit[t : t + 1], rng, now, history=history)
             shift += moved, hit[t].sum()
-        track.past.append(_play_block(stage, rule, track, reported, now)[0])
+        track.past.append(_play(stage, rule, track, reported, now)[0])
         del track.past[:-MEMORY]
     return shift if block.counted else np.zeros(2)
 
