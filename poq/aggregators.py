@@ -176,8 +176,9 @@ def _sorted_seats(scores) -> np.ndarray:
     scores = np.asarray(scores, dtype=np.float64)
     committee = scores.shape[-1]
     if committee > NETWORK_LIMIT:
-        seats = np.moveaxis(np.sort(scores, axis=-1), -1, 0)
-        return np.where(np.isnan(seats[-1]), np.nan, seats)  # NaN is sorted to the end
+        ordered = np.sort(scores, axis=-1)
+        ordered[np.isnan(ordered[..., -1])] = np.nan  # NaN is sorted to the end
+        return np.moveaxis(ordered, -1, 0)
     seats = np.array(scores.reshape(-1, committee).T, order="C")
     _sort_seats(seats, _network(committee))
     return seats.reshape(committee, *scores.shape[:-1])

@@ -213,35 +213,33 @@ def run_child(*arguments: object, environment: dict[str, str] | None = None) -> 
 
 
 def measure_grid(*, quick: bool) -> dict:
-    """Wall time of the reference grid, each time from a fresh process: on two cores, on one, and without compiled
-    code on disk."""
+    """Wall time of the reference grid on two cores and on one: from the start of a fresh process to its end, of the
+    call of `run` in it, and of the same call once more, when the workers are there; and without compiled code on
+    disk."""
     sizes = ("2", "1000") if quick else ("20", "5000")
-    walls = {"two cores": [], "one core": []}
-    runs = {"two cores": [], "one core": []}
+
+    def play(cores: int, **options) -> dict:
+        child = run_child("grid", cores, *sizes, **options)
+        return {**child, "wall": child["wall"] - child["again"]}
+
+    times = {cores: {"wall": [], "run": [], "again": []} for cores in (2, 1)}
     for _ in range(1 if quick else 5):
-        for name, n_cores in (("two cores", 2), ("one core", 1)):
-            child = run_child("grid", n_cores, *sizes)
-            walls[name].append(child["wall"])
-            runs[name].append(child["run"])
-    # Start-up is the same for any sweep, so a longer one shows what two cores do for the work itself.
-    longer = [run_child("grid", n_cores, 5 * int(sizes[0]), sizes[1])["wall"] for n_cores in (1, 2)]
+        for cores, its_times in times.items():
+            child = play(cores)
+            for what, seconds in its_times.items():
+                seconds.append(child[what])
     with tempfile.TemporaryDirectory() as empty:
-        cold = run_child("grid", 2, *sizes, environment={"NUMBA_CACHE_DIR": empty})
-    return {
-        "rows": cold["rows"],
-        "trials": int(sizes[0]),
-        "n_rounds": int(sizes[1]),
-        "two_cores": median(walls["two cores"]),
-        "one_core": median(walls["one core"]),
-        "two_cores_cold": cold["wall"],
-        "speed_up": median(one / two for one, two in zip(walls["one core"], walls["two cores"])),
-        "longer_one_core": longer[0],
-        "longer_two_cores": longer[1],
-        "speed_up_run": median(one / two for one, two in zip(runs["one core"], runs["two cores"])),
-        "estimate": cold["estimate"],
-        "run_one_core": median(runs["one core"]),
-        "run_two_cores": median(runs["two cores"]),
+        cold = play(2, environment={"NUMBA_CACHE_DIR": empty})
+    found = {
+        what: {
+            "one_core": median(times[1][what]),
+            "two_cores": median(times[2][what]),
+            "speed_up": median(one / two for one, two in zip(times[1][what], times[2][what])),
+        }
+        for what in ("wall", "run", "again")
     }
+    shape = {"rows": cold["rows"], "trials": int(sizes[0]), "n_rounds": int(sizes[1])}
+    return {**shape, **found, "two_cores_cold": cold["wall"], "estimate": cold["estimate"]}
 
 
 def measure_memory(*, quick: bool) -> list[dict]:
