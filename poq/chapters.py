@@ -31,30 +31,22 @@ LONGEST = 60  # letters of a study's name, which becomes part of file names
 BOOK = Path(__file__).resolve().parent.parent / "book"
 _SCALARS = {"int": int, "float": float, "bool": bool, "str": str}
 
-# Ranges by the name of a Scenario field; a list parameter bears the plural. (low, high), ends included.
+# What a parameter may hold, by its name in the singular: (low, high), ends included. A word of _LAST_WORDS counts also
+# where it ends a longer name, such as search_rounds or wrong_share.
+_LAST_WORDS = ("round", "trial", "node", "committee", "world", "share", "task", "attack")
+_COUNTS = "round trial node committee world min_available n_boot n_bin n_draw n_random window evaluation focal turn"
+_SHARES = "share probability shade"
+_AMOUNTS = "seed burn_in warm_up jitter sd by lift lag alpha beta price half_width tolerance modest rate"
 _RANGES = {
-    "n_rounds": (1, math.inf),
-    "committee": (1, math.inf),
-    "trials": (1, math.inf),
-    "n_nodes": (1, math.inf),
-    "n_boot": (1, math.inf),
-    "min_available": (1, math.inf),
-    "malicious_share": (0, 1),
-    "share": (0, 1),
-    "audit_share": (0, 1),
-    "probability": (0, 1),
-    "train_share": (0, 1),
-    "half_width": (0, math.inf),
+    **dict.fromkeys(_COUNTS.split(), (1, math.inf)),
+    **dict.fromkeys(_SHARES.split(), (0, 1)),
+    **dict.fromkeys(_AMOUNTS.split(), (0, math.inf)),
     "cut": (0, 0.5),
-    "seed": (0, math.inf),
-    "burn_in": (0, math.inf),
-    "jitter": (0, math.inf),
-    "sd": (0, math.inf),
-    "by": (0, math.inf),
-    "alpha": (0, math.inf),
-    "beta": (0, math.inf),
 }
-_CHOICES = ("rule", "attack", "calibration", "malicious_nodes", "pay_reference", "resample")
+_CHOICES = (
+    *("rule", "attack", "collusion", "calibration", "objective"),
+    *("malicious_nodes", "pay_reference", "resample"),
+)
 
 
 class ParameterError(ValueError):
@@ -252,7 +244,7 @@ def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int
         raise ParameterError(f"{stem}: {message}")
     if tasks is None:
         return
-    wanted = [task for name in ("task", "tasks") for task in _as_list(values.get(name))]
+    wanted = [task for name, value in values.items() if _find(name, ("task",)) for task in _as_list(value)]
     for task in wanted:
         if task not in tasks:
             raise ParameterError(f"{stem}: task {task!r} is not in {log}{suggest(task, tasks)}")
@@ -373,27 +365,38 @@ def _is_scalar(value: Any, kind: str) -> bool:
 
 
 def _check_range(stem: str, name: str, value: Any) -> None:
+    span, choice = _find(name, _RANGES), _find(name, _CHOICES)
     for entry in _as_list(value):
-        for field in (name, name.removesuffix("s")):
-            if field in _RANGES and isinstance(entry, int | float):
-                low, high = _RANGES[field]
-                if not low <= entry <= high:
-                    span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                    raise ParameterError(f"{stem}: {name} must be {span}; got {entry}")
-            if field in _CHOICES and isinstance(entry, str):
-                known = _known(field)
-                if entry not in known:
-                    raise ParameterError(f"{stem}: {name}: unknown {field} {entry!r}{suggest(entry, known)}")
+        if span and isinstance(entry, int | float):
+            low, high = _RANGES[span]
+            if not low <= entry <= high:
+                words = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise ParameterError(f"{stem}: {name} must be {words}; got {entry}")
+        if choice and isinstance(entry, str):
+            known = _known(choice)
+            if entry not in known:
+                raise ParameterError(f"{stem}: {name}: unknown {choice} {entry!r}{suggest(entry, known)}")
+
+
+def _find(name: str, known) -> str | None:
+    """The known name that a parameter bears: the whole of it, also in the plural, or its last word."""
+    one = name.removesuffix("ies") + "y" if name.endswith("ies") else name.removesuffix("s")
+    last = one.rpartition("_")[2]
+    return next((field for field in (name, one, *({last} & {*_LAST_WORDS})) if field in known), None)
 
 
 def _known(field: str) -> list[str]:
     """Names that a rule, attack or calibration can bear; asked late, because the engine takes a second to import."""
     if field == "calibration":
         return ["minmax", "rank"]
-    if field == "attack":
+    if field in ("attack", "collusion"):
         from poq.attacks import ATTACKS
 
         return list(ATTACKS)
+    if field == "objective":
+        from poq.adversary import OBJECTIVES
+
+        return list(OBJECTIVES)
     if field != "rule":
         from poq.simulate import CHOICES
 

@@ -137,7 +137,7 @@ def add_evaluator_pay(sums: Sums, node, scores, reference, node_cost) -> None:
     _add_evaluator_pay(sums.node, sums.round, *seats, node_cost)
 
 
-@njit(cache=True, fastmath={"reassoc", "nsz"})
+@njit(cache=True)
 def _add_accuracy(accuracy, output, consensus, truth):
     middle = SCORE_MAX / 2
     c1 = q1 = c2 = q2 = cq = absolute = 0.0

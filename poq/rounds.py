@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from poq.matrix import SCORE_MAX, ScoreMatrix
-from poq.streams import stream
+from poq.streams import fill_uniform, stream, uniform_state
 
 SMALL_COMMITTEE = 9  # up to here the shuffle that looks back is the faster one
 
@@ -143,27 +143,28 @@ def block_length(committee: int) -> int:
 
 def count_outputs(pool: Pool, edges, *, skip: int = 0, seed: int, trial: int) -> np.ndarray:
     """How often each output is answered, (O,), from round `skip` on, where a block must begin."""
-    rng = stream(seed, trial, "output")
+    state = uniform_state(seed, trial, "output")
     count = np.zeros(len(pool.first))
     for begin, end in pairwise(edges):
-        uniform = rng.random(end - begin)
+        uniform = np.empty((1, end - begin))
+        fill_uniform(state, uniform)
         if begin >= skip:
-            _count(uniform, pool.output, count)
+            _count(uniform[0], pool.output, count)
     return count
 
 
 def iter_rounds(pool: Pool, committee: int, edges, *, seed: int, trial: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Blocks of rounds: output (B,), node (B, K), honest scores (B, K); `edges` are the rounds where blocks meet."""
-    outputs = stream(seed, trial, "output")
-    seats = [stream(seed, trial, "committee", seat) for seat in range(committee)]
+    outputs = uniform_state(seed, trial, "output")
+    seats = uniform_state(seed, trial, "committee", committee)
     noises = [stream(seed, trial, "jitter", seat) for seat in range(committee)] if pool.jitter else []
     scratch = pool.nodes.copy()
     for begin, end in pairwise(edges):
         output = np.empty(end - begin, dtype=np.int32)
-        _pick(outputs.random(end - begin), pool.output, output)
         uniform = np.empty((committee, len(output)))
-        for rng, row in zip(seats, uniform):
-            rng.random(out=row)
+        fill_uniform(outputs, uniform[:1])
+        _pick(uniform[0], pool.output, output)
+        fill_uniform(seats, uniform)
         node = np.empty((committee, len(output)), dtype=np.int32)
         if committee <= SMALL_COMMITTEE:
             _draw_small_committees(uniform, output, pool.first, pool.size, pool.nodes, node)

@@ -140,6 +140,32 @@ def test_bad_values_end_with_one_line_that_names_them(chapter, text, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("search_rounds: int = 0", "search_rounds must be at least 1; got 0"),
+        ("wrong_shares: list[float] = [0.5, 2]", "wrong_shares must be between 0 and 1; got 2"),
+        ("probabilities: list[float] = [-1]", "probabilities must be between 0 and 1; got -1"),
+        ("world_committees: list[int] = [0]", "world_committees must be at least 1; got 0"),
+        ("extreme_attacks: list[str] = ['bost']", "unknown attack 'bost'; did you mean 'boost'"),
+        ("objectives: list[str] = ['eror']", "unknown objective 'eror'; did you mean 'error'"),
+        ("cut: float = -1", "cut must be between 0 and 0.5; got -1"),
+    ],
+)
+def test_a_name_is_known_in_the_plural_and_by_its_last_word(tmp_path, source, said):
+    path = write_notebook(tmp_path / "01_x.ipynb", [(source, {"tags": ["parameters"]})])
+    with pytest.raises(ParameterError, match="01_x") as caught:
+        check_parameters(path, {})
+    assert said in str(caught.value)
+
+
+def test_other_names_are_the_authors_own(tmp_path):
+    """A longer name that merely ends like a known one may mean anything."""
+    source = "effect_by: float = -1\nheat_rate: float = -2\nmy_seed: int = -1\nnodes_left: int = 0"
+    path = write_notebook(tmp_path / "01_x.ipynb", [(source, {"tags": ["parameters"]})])
+    assert check_parameters(path, {}) == {}
+
+
 @pytest.mark.parametrize("name", ["rule", "attack", "calibration"])
 def test_choices_come_from_the_engine(name, tmp_path):
     source = f'{name}: str = "nonsense"'
@@ -159,6 +185,7 @@ TASKS = {"qa": 9, "summarisation": 12}
         ({"committee": 8, "n_nodes": 7}, "a committee of 8 is larger than n_nodes=7"),
         ({"task": "qb"}, "task 'qb' is not in my.csv; known: qa, summarisation"),
         ({"tasks": ["qa", "summarization"]}, "task 'summarization' is not in my.csv; did you mean 'summarisation'?"),
+        ({"search_task": "qb"}, "task 'qb' is not in my.csv"),
         ({"burn_in": 50, "n_rounds": 50}, "burn_in=50 leaves none of n_rounds=50"),
     ],
 )

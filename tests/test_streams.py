@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from poq.streams import standard_normal, stream
+from poq.streams import fill_uniform, standard_normal, stream, uniform_state
 
 PURPOSES = ("output", "committee", "jitter", "malicious", "subset", "items", "attack", "audit")
 
@@ -53,3 +53,14 @@ def test_compiled_normals_are_those_of_numpy(shape, bits):
     ours, numpys = np.random.Generator(bits(5)), np.random.Generator(bits(5))
     np.testing.assert_array_equal(standard_normal(ours, shape), numpys.standard_normal(shape))
     assert ours.random() == numpys.random()
+
+
+@pytest.mark.parametrize("lengths", [[0], [1], [5000], [1, 0, 777, 3]])
+def test_compiled_uniforms_are_those_of_numpy(lengths):
+    """To the last bit, for every slot, also when they are drawn piece by piece."""
+    state = uniform_state(7, 2, "committee", 4)
+    pieces = [np.empty((4, length)) for length in lengths]
+    for piece in pieces:
+        fill_uniform(state, piece)
+    numpys = [stream(7, 2, "committee", slot).random(sum(lengths)) for slot in range(4)]
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), numpys)

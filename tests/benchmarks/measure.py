@@ -214,29 +214,26 @@ def run_child(*arguments: object, environment: dict[str, str] | None = None) -> 
 
 def measure_grid(*, quick: bool) -> dict:
     """Wall time of the reference grid on two cores and on one: from the start of a fresh process to its end, of the
-    call of `run` in it, and of the same call once more, when the workers are there; and without compiled code on
-    disk."""
+    call of `run` in it, and of later calls, when the workers are there; and without compiled code on disk."""
     sizes = ("2", "1000") if quick else ("20", "5000")
-
-    def play(cores: int, **options) -> dict:
-        child = run_child("grid", cores, *sizes, **options)
-        return {**child, "wall": child["wall"] - child["again"]}
-
-    times = {cores: {"wall": [], "run": [], "again": []} for cores in (2, 1)}
-    for _ in range(1 if quick else 5):
-        for cores, its_times in times.items():
-            child = play(cores)
-            for what, seconds in its_times.items():
-                seconds.append(child[what])
+    pairs = 1 if quick else 7
+    times = {what: {"one core": [], "two cores": []} for what in ("wall", "run")}
+    for _ in range(pairs):
+        for name, n_cores in (("one core", 1), ("two cores", 2)):
+            child = run_child("grid", n_cores, *sizes)
+            for what, its_times in times.items():
+                its_times[name].append(child[what])
+    later = run_child("pairs", pairs, *sizes)
+    times["again"] = {name: later[name] for name in ("one core", "two cores")}
     with tempfile.TemporaryDirectory() as empty:
-        cold = play(2, environment={"NUMBA_CACHE_DIR": empty})
+        cold = run_child("grid", 2, *sizes, environment={"NUMBA_CACHE_DIR": empty})
     found = {
         what: {
-            "one_core": median(times[1][what]),
-            "two_cores": median(times[2][what]),
-            "speed_up": median(one / two for one, two in zip(times[1][what], times[2][what])),
+            "one_core": median(its_times["one core"]),
+            "two_cores": median(its_times["two cores"]),
+            "speed_up": median(one / two for one, two in zip(its_times["one core"], its_times["two cores"])),
         }
-        for what in ("wall", "run", "again")
+        for what, its_times in times.items()
     }
     shape = {"rows": cold["rows"], "trials": int(sizes[0]), "n_rounds": int(sizes[1])}
     return {**shape, **found, "two_cores_cold": cold["wall"], "estimate": cold["estimate"]}

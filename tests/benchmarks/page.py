@@ -107,7 +107,7 @@ def _grid_text(grid: dict) -> str:
     lines = {
         "wall": "from the start of a fresh process to its end, s",
         "run": "the call of `run` in it, start of the workers included, s",
-        "again": "the same call once more, s",
+        "again": "later calls of it, s",
     }
     rows = [
         [words, f"{grid[what]['one_core']:.1f}", f"{grid[what]['two_cores']:.1f}", number(grid[what]["speed_up"])]
