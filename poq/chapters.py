@@ -382,7 +382,8 @@ def _find(name: str, known) -> str | None:
     """The known name that a parameter bears: the whole of it, also in the plural, or its last word."""
     one = name.removesuffix("ies") + "y" if name.endswith("ies") else name.removesuffix("s")
     last = one.rpartition("_")[2]
-    return next((field for field in (name, one, *({last} & {*_LAST_WORDS})) if field in known), None)
+    fields = [name, one, last] if last in _LAST_WORDS else [name, one]
+    return next((field for field in fields if field in known), None)
 
 
 def _known(field: str) -> list[str]:

@@ -214,15 +214,19 @@ def run_child(*arguments: object, environment: dict[str, str] | None = None) -> 
 
 def measure_grid(*, quick: bool) -> dict:
     """Wall time of the reference grid on two cores and on one: from the start of a fresh process to its end, of the
-    call of `run` in it, and of later calls, when the workers are there; and without compiled code on disk."""
+    call of `run` in it, the same with five times the trials, and of later calls, when the workers are there; and
+    without compiled code on disk."""
     sizes = ("2", "1000") if quick else ("20", "5000")
     pairs = 1 if quick else 7
-    times = {what: {"one core": [], "two cores": []} for what in ("wall", "run")}
-    for _ in range(pairs):
+    times = {what: {"one core": [], "two cores": []} for what in ("wall", "run", "longer")}
+    for pair in range(pairs):
         for name, n_cores in (("one core", 1), ("two cores", 2)):
             child = run_child("grid", n_cores, *sizes)
-            for what, its_times in times.items():
-                its_times[name].append(child[what])
+            for what in ("wall", "run"):
+                times[what][name].append(child[what])
+            if pair < 3:
+                longer = run_child("grid", n_cores, 5 * int(sizes[0]), sizes[1])
+                times["longer"][name].append(longer["run"])
     later = run_child("pairs", pairs, *sizes)
     times["again"] = {name: later[name] for name in ("one core", "two cores")}
     with tempfile.TemporaryDirectory() as empty:
