@@ -42,7 +42,7 @@ def trimmed_mean(scores, *, cut: float = 0.2):
     seats = _sorted_seats(scores)
     out = _n_cut(len(seats), cut)
     kept = seats[out : len(seats) - out]
-    return kept.sum(axis=0) / len(kept)
+    return sum(kept[1:], start=kept[0]) / len(kept)
 
 
 def winsorised_mean(scores, *, cut: float = 0.2):
@@ -53,7 +53,7 @@ def winsorised_mean(scores, *, cut: float = 0.2):
     seats = _sorted_seats(scores)
     out = _n_cut(len(seats), cut)
     kept = seats[out : len(seats) - out]
-    return (kept.sum(axis=0) + out * (kept[0] + kept[-1])) / len(seats)
+    return (sum(kept[1:], start=kept[0]) + out * (kept[0] + kept[-1])) / len(seats)
 
 
 def mad_inlier_mean(scores, *, limit: float = 2.5):
@@ -215,7 +215,9 @@ def _network(n: int) -> np.ndarray:
                         pairs.append((i + j, i + j + k))
             k //= 2
         p *= 2
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    network = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    network.setflags(write=False)  # everyone gets the same array
+    return network
 
 
 AGGREGATORS: dict[str, Callable] = {

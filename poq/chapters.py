@@ -31,12 +31,14 @@ LONGEST = 60  # letters of a study's name, which becomes part of file names
 BOOK = Path(__file__).resolve().parent.parent / "book"
 _SCALARS = {"int": int, "float": float, "bool": bool, "str": str}
 
-# What a parameter may hold, by its name in the singular: (low, high), ends included. A word of _LAST_WORDS counts also
-# where it ends a longer name, such as search_rounds or wrong_share.
-_LAST_WORDS = ("round", "trial", "node", "committee", "world", "share", "task", "attack")
-_COUNTS = "round trial node committee world min_available n_boot n_bin n_draw n_random window evaluation focal turn"
-_SHARES = "share probability shade"
-_AMOUNTS = "seed burn_in warm_up jitter sd by lift lag alpha beta price half_width tolerance modest rate"
+# What a parameter may hold, by its name, also in the plural: (low, high), ends included. _LAST_WORDS count also where
+# they end a longer name, such as search_rounds or wrong_share; first_round may well be 0, and per_round anything.
+_LAST_WORDS = ("rounds", "trials", "nodes", "worlds", "committee", "share", "task", "attack")
+_COUNTS = "rounds trials nodes worlds committee min_available n_boot n_bin n_draw n_random window window_end size"
+_COUNTS += " pool_size evaluation focal turn"
+_SHARES = "share probability shade published_saving"
+_AMOUNTS = "seed burn_in warm_up jitter sd by strength lift lag copy_lag alpha beta price audit_cost evaluator_cost"
+_AMOUNTS += " half_width tolerance modest rate"
 _RANGES = {
     **dict.fromkeys(_COUNTS.split(), (1, math.inf)),
     **dict.fromkeys(_SHARES.split(), (0, 1)),
@@ -244,7 +246,8 @@ def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int
         raise ParameterError(f"{stem}: {message}")
     if tasks is None:
         return
-    wanted = [task for name, value in values.items() if _find(name, ("task",)) for task in _as_list(value)]
+    named = [entry for name, value in values.items() if _find(name, ("task",)) for entry in _as_list(value)]
+    wanted = [task for task in named if isinstance(task, str)]  # n_tasks is a number
     for task in wanted:
         if task not in tasks:
             raise ParameterError(f"{stem}: task {task!r} is not in {log}{suggest(task, tasks)}")
@@ -367,7 +370,7 @@ def _is_scalar(value: Any, kind: str) -> bool:
 def _check_range(stem: str, name: str, value: Any) -> None:
     span, choice = _find(name, _RANGES), _find(name, _CHOICES)
     for entry in _as_list(value):
-        if span and isinstance(entry, int | float):
+        if span and isinstance(entry, int | float) and not isinstance(entry, bool):
             low, high = _RANGES[span]
             if not low <= entry <= high:
                 words = f"at least {low}" if high == math.inf else f"between {low} and {high}"
@@ -381,8 +384,8 @@ def _check_range(stem: str, name: str, value: Any) -> None:
 def _find(name: str, known) -> str | None:
     """The known name that a parameter bears: the whole of it, also in the plural, or its last word."""
     one = name.removesuffix("ies") + "y" if name.endswith("ies") else name.removesuffix("s")
-    last = one.rpartition("_")[2]
-    fields = [name, one, last] if last in _LAST_WORDS else [name, one]
+    lasts = [word.rpartition("_")[2] for word in (name, one)]
+    fields = [name, one, *(last for last in lasts if last in _LAST_WORDS)]
     return next((field for field in fields if field in known), None)
 
 

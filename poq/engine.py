@@ -89,9 +89,9 @@ def play_trial(matrix: ScoreMatrix, cases: list[Case], *, draw: dict, seed: int,
     seed, trial : int
     """
     stage = _set_stage(matrix, cases, draw=draw, seed=seed, trial=trial)
-    counted = draw["n_rounds"] - draw["burn_in"]
     n_outputs = len(matrix.truth) if draw.get("item_sums") else 0
-    honest_tracks, tracks = _start_tracks(stage, cases, n_rounds=counted, n_outputs=n_outputs)
+    n_rounds = draw["n_rounds"] - draw["burn_in"]
+    honest_tracks, tracks = _start_tracks(stage, cases, n_rounds=n_rounds, n_outputs=n_outputs)
     generators = defaultdict(partial(stream, seed, trial, "attack"))
     shifts = defaultdict(partial(np.zeros, 2))  # summed shift of malicious reports, and their number
     audits = dict.fromkeys(filter(None, map(_audit_share, honest_tracks.values())), 0)  # how many, by share of rounds
@@ -229,7 +229,7 @@ def _iter_blocks(
         yield Block(begin, output, node, lot, begin >= burn_in), honest
 
 
-def _start_tracks(stage: Stage, cases: list[Case], **sizes: int):
+def _start_tracks(stage: Stage, cases: list[Case], *, n_rounds: int, n_outputs: int):
     """A track for each rule on honest reports, and for each attack and rule.
 
     Every rule is played on the honest reports too: the difference is what the attack cost.
@@ -238,7 +238,8 @@ def _start_tracks(stage: Stage, cases: list[Case], **sizes: int):
         _start_track,
         n_nodes=len(stage.pool.evaluator),
         n_models=len(stage.matrix.models),
-        **sizes,
+        n_rounds=n_rounds,
+        n_outputs=n_outputs,
     )
     tracks: dict[Attack, dict[Rule, Track]] = {}
     shown = set()

@@ -112,10 +112,20 @@ def finish(sums: Sums, truth_rank) -> Totals:
 
 
 def add_accuracy(sums: Sums, output, consensus, truth, truth_rank) -> None:
-    """Add a block of rounds, at most RANK_LIST, to what accuracy needs, in place.
+    """Add a block of rounds to what accuracy needs, in place.
 
     output, consensus : (B,); truth, truth_rank : (O,) by output.
+
+    Raises
+    ------
+    ValueError
+        For a block of more than RANK_LIST rounds, or more rounds than the sums were started for.
     """
+    waiting, bins, _, counted = sums.ranks
+    if len(output) > len(bins) or (waiting[0] + len(output) > len(bins) and not len(counted)):
+        raise ValueError(
+            f"a block of {len(output)} rounds does not fit: {waiting[0]} rounds wait in a list of {len(bins)}"
+        )
     _add_accuracy(sums.accuracy, output, consensus, truth)
     _add_ranks(*sums.ranks, output, consensus, truth_rank)
 
@@ -242,7 +252,7 @@ def truth_ranks(tie: np.ndarray, count: np.ndarray) -> np.ndarray:
     return ((below + rounds / 2) / rounds.sum() - 0.5)[tie]
 
 
-# From here on, Totals may hold many runs: every function works on the last axes and returns an array per metric.
+# Totals may hold many runs: the functions below that take them work on the last axes and return an array per metric.
 
 
 def accuracy_row(totals: Totals, truth_rank: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:

@@ -144,6 +144,9 @@ def test_bad_values_end_with_one_line_that_names_them(chapter, text, said):
     ("source", "said"),
     [
         ("search_rounds: int = 0", "search_rounds must be at least 1; got 0"),
+        ("n_rounds: int = 0", "n_rounds must be at least 1; got 0"),
+        ("trials: int = 0", "trials must be at least 1; got 0"),
+        ("window_ends: list[int] = [0]", "window_ends must be at least 1; got 0"),
         ("wrong_shares: list[float] = [0.5, 2]", "wrong_shares must be between 0 and 1; got 2"),
         ("probabilities: list[float] = [-1]", "probabilities must be between 0 and 1; got -1"),
         ("world_committees: list[int] = [0]", "world_committees must be at least 1; got 0"),
@@ -161,9 +164,12 @@ def test_a_name_is_known_in_the_plural_and_by_its_last_word(tmp_path, source, sa
 
 def test_other_names_are_the_authors_own(tmp_path):
     """A longer name that merely ends like a known one may mean anything."""
-    source = "effect_by: float = -1\nheat_rate: float = -2\nmy_seed: int = -1\nnodes_left: int = 0"
+    own = {"effect_by": -1.0, "heat_rate": -2.0, "my_seed": -1, "nodes_left": 0, "first_round": 0, "per_round": False}
+    own |= {"n_tasks": 2, "per_task": True, "shares_known": True}
+    source = "\n".join(f"{name}: {type(value).__name__} = {value}" for name, value in own.items())
     path = write_notebook(tmp_path / "01_x.ipynb", [(source, {"tags": ["parameters"]})])
     assert check_parameters(path, {}) == {}
+    check_together("01_x", own, {"qa": 9}, "my.csv")
 
 
 @pytest.mark.parametrize("name", ["rule", "attack", "calibration"])

@@ -192,6 +192,19 @@ def test_pay_is_measured_on_the_scale(monkeypatch, rule, reference):
     assert 0 <= np.min(seen) <= np.max(seen) <= 10
 
 
+@pytest.mark.parametrize(("n_rounds", "burn_in"), [(32_768, 0), (32_769, 0), (32_769, 1), (65_538, 1), (100_000, 7)])
+def test_ranks_of_long_runs(n_rounds, burn_in):
+    """Around the length of the list in which rounds wait to be counted; bins are told from SciPy's ranks by 1e-5."""
+    log = dense_log()
+    fields = {"committee": 3, "n_rounds": n_rounds, "burn_in": burn_in}
+    row = run(log, Scenario("qa", "median", **fields), trials=1, seed=5, progress=False).iloc[0]
+    matrix = score_matrix(log, task="qa")
+    pool = make_pool(matrix, committee=3, seed=5)
+    output, _, scores = sample_rounds(pool, n_rounds=n_rounds, committee=3, seed=5)
+    expected = metrics.spearman(np.median(scores, axis=1)[burn_in:], matrix.truth[output][burn_in:])
+    assert row["spearman"] == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize("n_rounds", [1, 2, 3, 7, 7999, 8000, 8001, 16_001])
 def test_any_number_of_rounds(n_rounds):
     """Around the length of a block, and so few that the marks of trust fall together."""

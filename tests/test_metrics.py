@@ -95,6 +95,14 @@ def test_ranks_do_not_hang_on_the_list_in_which_rounds_wait(monkeypatch, length)
         assert streamed(consensus, truth, output, cuts=range(step, 3000, step)) == pytest.approx(whole, abs=1e-12)
 
 
+@pytest.mark.parametrize(("announced", "added"), [(10, 11), (0, 1), (70_000, 40_000)])
+def test_rounds_that_do_not_fit_are_refused(announced, added):
+    """More than announced, and a block longer than the list."""
+    sums = metrics.start_sums(1, 1, n_rounds=announced)
+    with pytest.raises(ValueError, match=f"a block of {added} rounds does not fit"):
+        metrics.add_accuracy(sums, np.zeros(added, dtype=int), np.zeros(added), np.ones(1), np.zeros(1))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.7, 10.0])
 def test_undefined_correlations_are_nan(value):
     """A constant consensus, a constant truth, and a single round; what rounding leaves is no variation."""
@@ -200,21 +208,24 @@ def test_nobody_in_a_group():
 
 
 def test_many_runs_at_once_are_each_as_alone():
-    """Rows of stacked totals, to the last bit, with other factors and other malicious nodes in each."""
+    """Rows of stacked totals, to the last bit, with other factors and other malicious nodes in each.
+
+    From eight numbers on numpy adds up pairwise where they lie side by side: there are more nodes and models than that.
+    """
     rng = np.random.default_rng(0)
-    truth, cost, model_cost = rng.random(6) * 10, rng.random(5), rng.random(2)
-    output, model = rng.integers(0, 6, 400), np.array([0, 1, 0, 1, 1, 1])
-    node = np.argsort(rng.random((400, 5)), axis=1)[:, :3]
-    count = np.bincount(output, minlength=6).astype(float)
+    truth, cost, model_cost = rng.random(40) * 10, rng.random(60), rng.random(20)
+    output, model = rng.integers(0, 40, 400), np.arange(40) % 20
+    node = np.argsort(rng.random((400, 60)), axis=1)[:, :3]
+    count = np.bincount(output, minlength=40).astype(float)
     rank = metrics.truth_ranks(np.argsort(np.argsort(truth)), count)
     totals = []
     for _ in range(7):
-        sums, scores = metrics.start_sums(5, 2, n_rounds=400), rng.random((400, 3)) * 10
+        sums, scores = metrics.start_sums(60, 20, n_rounds=400), rng.random((400, 3)) * 10
         metrics.add_accuracy(sums, output, scores.mean(axis=1), truth, rank)
         metrics.add_inference_pay(sums, output, scores.mean(axis=1), model)
         metrics.add_evaluator_pay(sums, node, scores, scores.mean(axis=1), cost)
         totals.append(metrics.finish(sums, rank))
-    malicious = np.arange(5) < np.arange(7)[:, None] - 1  # of the last run all, of the first two none
+    malicious = np.arange(60) < np.array([0, 0, 1, 20, 40, 59, 60])[:, None]
     pay = {f"{role}_{name}": rng.random(7) for role in ("evaluator", "inference") for name in ("alpha", "beta")}
 
     def rows(totals, malicious, pay):
@@ -222,7 +233,9 @@ def test_many_runs_at_once_are_each_as_alone():
         return {
             **metrics.accuracy_row(totals, rank, count),
             **metrics.evaluator_pay_row(totals, malicious, cost, 3, **evaluator),
-            **metrics.inference_pay_row(totals, model_cost, ("a", "b"), alpha=pay["inference_alpha"], beta=0.3),
+            **metrics.inference_pay_row(
+                totals, model_cost, [f"m{m}" for m in range(20)], alpha=pay["inference_alpha"], beta=0.3
+            ),
             **metrics.pay_per_round(totals, malicious, cost, model_cost, pay=pay),
         }
 

@@ -231,14 +231,11 @@ def measure_grid(*, quick: bool) -> dict:
     times["again"] = {name: later[name] for name in ("one core", "two cores")}
     with tempfile.TemporaryDirectory() as empty:
         cold = run_child("grid", 2, *sizes, environment={"NUMBA_CACHE_DIR": empty})
-    found = {
-        what: {
-            "one_core": median(its_times["one core"]),
-            "two_cores": median(its_times["two cores"]),
-            "speed_up": median(one / two for one, two in zip(its_times["one core"], its_times["two cores"])),
-        }
-        for what, its_times in times.items()
-    }
+    found = {}
+    for what, its_times in times.items():
+        ratios = [one / two for one, two in zip(its_times["one core"], its_times["two cores"])]
+        found[what] = {"speed_up": median(ratios), "speed_up_low": min(ratios), "speed_up_high": max(ratios)}
+        found[what] |= {name.replace(" ", "_"): median(seconds) for name, seconds in its_times.items()}
     shape = {"rows": cold["rows"], "trials": int(sizes[0]), "n_rounds": int(sizes[1])}
     return {**shape, **found, "two_cores_cold": cold["wall"], "estimate": cold["estimate"]}
 

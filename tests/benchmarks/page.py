@@ -111,12 +111,13 @@ def _grid_text(grid: dict) -> str:
         "longer": "the same with five times the trials, s",
         "again": "later calls of `run`, when the workers are there, s",
     }
-    rows = [
-        [words, f"{grid[what]['one_core']:.1f}", f"{grid[what]['two_cores']:.1f}", number(grid[what]["speed_up"])]
-        for what, words in lines.items()
-    ]
+    rows = []
+    for what, words in lines.items():
+        found = grid[what]
+        between = f"{number(found['speed_up'])} ({number(found['speed_up_low'])} to {number(found['speed_up_high'])})"
+        rows.append([words, f"{found['one_core']:.1f}", f"{found['two_cores']:.1f}", between])
     return f"""The reference grid: {grid["rows"]:,} rows of 6 shares, 4 committee sizes, 5 attacks, 4 rules and 2 tasks, with
-{grid["trials"]} trials of {grid["n_rounds"]:,} rounds.
+{grid["trials"]} trials of {grid["n_rounds"]:,} rounds. Median of pairs that were measured in turn, and their range:
 
 {table(["", "one core", "two cores", "times as fast"], rows)}
 
@@ -178,7 +179,9 @@ Scores of shape (100,000, K). The last rows of each rule are times over ours; Sc
 
 ## A whole sweep
 
-{_grid_text(figures["grid"])} One trial of {longest["n_rounds"]:,} rounds peaks at {longest["megabytes"]:.0f} MB, all
+{_grid_text(figures["grid"])}
+
+One trial of {longest["n_rounds"]:,} rounds peaks at {longest["megabytes"]:.0f} MB, all
 imported libraries included.
 
 ## What was aimed at
