@@ -282,15 +282,12 @@ def _attacked(stage: Stage, attack: Attack, honest, hit, rng, block: Block, **kn
     return reported, shift
 
 
-def _play(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> np.ndarray:
-    """Play a block; a rule with a memory stops where its weights are noted. Returns the consensus (B,)."""
-    if track.state is None:
-        return _play_block(stage, rule, track, reported, block)
-    consensus = []
-    for part, piece in block.pieces(stage.marks):
+def _play(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> None:
+    """Play a block; a rule with a memory stops where its weights are noted."""
+    pieces = [(slice(None), block)] if track.state is None else block.pieces(stage.marks)
+    for part, piece in pieces:
         _note_trust(stage, track, piece.begin)
-        consensus.append(_play_block(stage, rule, track, reported[part], piece))
-    return np.concatenate(consensus)
+        _play_block(stage, rule, track, reported[part], piece)
 
 
 def _play_block(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> np.ndarray:
@@ -373,7 +370,8 @@ def _play_reacting(stage, attack, rule, track, honest, hit, rng, block: Block) -
             history = History(np.array(track.past), trust)
             reported, moved = _attacked(stage, attack, honest[t : t + 1], hit[t : t + 1], rng, now, history=history)
             shift += moved, hit[t].sum()
-        track.past.append(_play(stage, rule, track, reported, now)[0])
+        _note_trust(stage, track, now.begin)
+        track.past.append(_play_block(stage, rule, track, reported, now)[0])
         del track.past[:-MEMORY]
     return shift if block.counted else np.zeros(2)
 
