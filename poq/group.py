@@ -5,11 +5,16 @@ A worker imports this module and what stands before it, nothing that reads table
 
 from __future__ import annotations
 
+import sys
 import traceback
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import cloudpickle
 import numpy as np
+import scipy
 
 from poq.engine import Case, play_trial
 
@@ -32,15 +37,30 @@ class Failure(NamedTuple):
     trace: str
 
 
-def play_group(work: bytes) -> dict[str, np.ndarray] | Failure:
+def start_worker() -> None:
+    """First thing in a worker: load SciPy's entry to BLAS alone.
+
+    numba asks for it before it runs any kernel, and would import all of scipy.linalg: a quarter of a worker's start.
+    What is imported later finds it there.
+    """
+    name = "scipy.linalg.cython_blas"
+    spec = PathFinder.find_spec(name, [str(Path(scipy.__file__).parent / "linalg")])
+    if spec is not None and name not in sys.modules:
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+
+
+def play_group(packed: bytes, seed: int, first: int, stop: int) -> dict[str, np.ndarray] | Failure:
     """Play some trials of a group: the columns of its rows (scenario_number, trial, metrics), or what failed.
 
     Parameters
     ----------
-    work : bytes
-        Pickled (matrix, group, seed, first, stop): trials first to stop - 1 are played.
+    packed : bytes
+        Pickled (matrix, group).
+    seed, first, stop : int
+        Trials first to stop - 1 are played.
     """
-    matrix, group, seed, first, stop = cloudpickle.loads(work)
+    matrix, group = cloudpickle.loads(packed)
     played = []
     for trial in range(first, stop):
         play = {"draw": group.draw, "seed": seed, "trial": trial}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor
+from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 import poq
 from poq.attacks import asks_for
-from poq.group import Failure, Group, play_group
+from poq.group import Failure, Group, play_group, start_worker
 from poq.matrix import ScoreMatrix
 from poq.parts import Parts, hash_code, hash_log, warn
 
@@ -26,6 +27,7 @@ SERIAL_SECONDS = 10.0  # work estimated below this stays in the calling process
 SHARE_OF_SWEEP = 1 / 256  # aimed length of a job: small enough to share out evenly ...
 JOB_SECONDS = (0.1, 5.0)  # ... long enough to hide its start, short enough to lose little
 IN_FLIGHT_BYTES = 2**28  # jobs handed over to an executor at one time
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # a worker has one core
 
 
 class Job(NamedTuple):
@@ -127,9 +129,15 @@ def execute(
     todo = [number for number in range(len(jobs)) if number not in tables]
     todo.sort(key=lambda number: -jobs[number].seconds)  # the long ones first, so that all workers end together
 
-    def work(number: int) -> bytes:
+    groups = {id(job.group): job.group for job in jobs}
+
+    @lru_cache(maxsize=1)  # most jobs of a group follow one another
+    def packed(key: int) -> bytes:
+        return cloudpickle.dumps((matrices[groups[key].matrix], groups[key]))
+
+    def work(number: int) -> tuple:
         job = jobs[number]
-        return cloudpickle.dumps((matrices[job.group.matrix], job.group, seed, job.first, job.stop))
+        return packed(id(job.group)), seed, job.first, job.stop
 
     with tqdm(total=len(jobs), initial=len(tables), disable=not progress, delay=1.0, unit="job") as bar:
 
@@ -142,7 +150,7 @@ def execute(
             bar.update()
 
         if executor is not None and todo:
-            at_once = int(np.clip(IN_FLIGHT_BYTES // len(work(todo[0])), 64, 4096))
+            at_once = int(np.clip(IN_FLIGHT_BYTES // len(work(todo[0])[0]), 64, 4096))
             todo = _run_on(executor, todo, work, finish, at_once=at_once)
             if todo:
                 warn(f"the executor broke; its {len(todo)} unfinished job(s) run on this machine")
@@ -151,7 +159,7 @@ def execute(
         alone = n_cores() == 1 or multiprocessing.current_process().daemon
         if alone or len(todo) < 2 or seconds < SERIAL_SECONDS:
             for number in todo:
-                finish(number, play_group(work(number)))
+                finish(number, play_group(*work(number)))
         else:
             _run_on_own_pool(todo, work, finish)
     table = pa.concat_tables([tables[number] for number in range(len(jobs))], promote_options="permissive")
@@ -185,12 +193,12 @@ def _run_on(
     try:
         while left:
             while waiting and len(running) < at_once:
-                future = _submit(executor, work(waiting[-1]))
+                future = _submit(executor, *work(waiting[-1]))
                 running[future] = waiting.pop()
                 future.add_done_callback(done.put)
             if helping and waiting and done.empty():
                 number = waiting.pop()
-                result = play_group(work(number))
+                result = play_group(*work(number))
             else:
                 future = done.get()
                 number = running.pop(future)
@@ -205,9 +213,9 @@ def _run_on(
     return []
 
 
-def _submit(executor: Executor, work: bytes):
+def _submit(executor: Executor, *work):
     try:
-        return executor.submit(play_group, work)
+        return executor.submit(play_group, *work)
     except BrokenExecutor:
         raise
     except RuntimeError as error:
@@ -218,7 +226,7 @@ def _run_on_own_pool(todo: list[int], work: Callable, finish: Callable) -> None:
     n_workers = n_cores() - 1  # this process is the other one
     while todo:
         # Unlike the standard pool it starts no copy of the caller's main module, and forks no threads.
-        pool = loky.get_reusable_executor(max_workers=n_workers, timeout=60)
+        pool = loky.get_reusable_executor(n_workers, timeout=60, initializer=start_worker, env=ONE_THREAD)
         try:
             todo = _run_on(pool, todo, work, finish, at_once=2 * n_workers, helping=True)
         except BaseException:

@@ -304,23 +304,22 @@ def run(
         raise ValueError(f"out must be the path of a folder, not {out!r}")
     if item_sums and out is not None:
         raise ValueError("item_sums cannot be kept in a folder: leave out either item_sums or out")
-    plan, matrices = _plan(log, scenarios, trials=trials, seed=seed)
+    fields = [_text_fields(scenario) for scenario in scenarios]
+    plan, matrices = _plan(log, scenarios, fields, trials=trials, seed=seed)
     for group in plan if item_sums else ():
         group.draw["item_sums"] = True
-    fields = [_text_fields(scenario) for scenario in scenarios]
     where = {"executor": executor, "out": out, "progress": progress}
     measured = jobs.execute(plan, matrices, log=log, scenarios=fields, seed=seed, trials=trials, **where)
     return _frame(fields, measured)
 
 
-def _plan(log: pd.DataFrame, scenarios: list[Scenario], *, trials: int, seed: int):
+def _plan(log: pd.DataFrame, scenarios: list[Scenario], their_fields: list[dict], *, trials: int, seed: int):
     """Groups of scenarios that share their rounds, and the matrices they play on; all input is checked here."""
     matrices: dict[str, ScoreMatrix] = {}
     groups: dict[str, jobs.Group] = {}
     attacks: dict[str, Attack] = {}
     rules: dict[str, Rule] = {}
-    for number, scenario in enumerate(scenarios):
-        fields = _text_fields(scenario)
+    for number, (scenario, fields) in enumerate(zip(scenarios, their_fields)):
         matrix_key = json.dumps([fields[name] for name in MATRIX])
         if matrix_key not in matrices:
             matrices[matrix_key] = matrix_of(log, **{name: getattr(scenario, name) for name in MATRIX})

@@ -108,9 +108,9 @@ def count_calls(monkeypatch):
     """The jobs that are done in this process from here on."""
     calls, real = [], jobs.play_group
 
-    def counted(work):
+    def counted(*work):
         calls.append(work)
-        return real(work)
+        return real(*work)
 
     monkeypatch.setattr(jobs, "play_group", counted)
     return calls
@@ -130,7 +130,8 @@ def test_own_pool_gives_the_serial_frame(serial_frame, small_jobs, own_pool, mon
 
 
 def plan_of(scenarios, trials=3):
-    return simulate._plan(LOG, scenarios, trials=trials, seed=7)[0]
+    fields = [simulate._text_fields(scenario) for scenario in scenarios]
+    return simulate._plan(LOG, scenarios, fields, trials=trials, seed=7)[0]
 
 
 @pytest.mark.parametrize("aim", [1e-4, 1e-3, 0.1, 100.0])
@@ -602,6 +603,31 @@ def test_a_worker_loads_nothing_that_reads_tables():
     assert loaded.stdout.split() == []
 
 
+STARTED_WORKER = """
+    import sys
+    import numpy as np
+    from numba import njit
+    from poq.engine import _survey
+    from poq.group import start_worker
+
+    start_worker()
+    _survey(np.zeros((2, 3)), np.zeros((2, 3)))
+    print("scipy.linalg" in sys.modules)
+    half = np.full(3, 0.5)
+    print(njit(lambda a, b: np.dot(a, b))(half, half), njit(lambda a: np.linalg.inv(a))(np.diag(half))[0, 0])
+    import scipy.linalg, scipy.stats
+    from scipy.linalg import cython_blas
+    print(scipy.linalg.det(np.diag(half)), scipy.stats.spearmanr([1, 2, 3], [1, 2, 3])[0])
+"""
+
+
+def test_a_worker_starts_without_the_rest_of_scipy_and_can_use_it_all():
+    """Rules of one's own may need BLAS and LAPACK, compiled or not."""
+    command = [sys.executable, "-c", textwrap.dedent(STARTED_WORKER)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["False", "0.75 2.0", "0.125 1.0"]
+
+
 def test_folders_that_are_not_ours_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("chapter one", encoding="utf-8")
     with pytest.raises(ValueError, match="holds other files and no manifest"):
@@ -651,9 +677,9 @@ SWEEP_SCRIPT = """
     calls, real = [], jobs.play_group
 
 
-    def counted(work):
+    def counted(*work):
         calls.append(work)
-        return real(work)
+        return real(*work)
 
 
     if serial:

@@ -16,7 +16,8 @@ def play_grid(n_cores: int, trials: int, n_rounds: int) -> dict:
     begun = time.monotonic()
     frame = simulate.run(log, scenarios, trials=trials, seed=0, progress=False)
     seconds = time.monotonic() - begun
-    plan, _ = simulate._plan(log, scenarios, trials=trials, seed=0)
+    fields = [simulate._text_fields(scenario) for scenario in scenarios]
+    plan, _ = simulate._plan(log, scenarios, fields, trials=trials, seed=0)
     return {
         "rows": len(frame),
         "run": seconds,
