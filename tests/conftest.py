@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import os
 import shutil
 import sys
 import threading
@@ -36,9 +37,10 @@ provenance.glue("{stem}_rounds", n_rounds)"""
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what reads the fast book: `python -m tests` runs these tests beside the others."""
+    """Mark what reads the fast book or does what readers do: `python -m tests` runs these tests beside the others."""
+    readers = {"test_launch", "test_pages", "test_study", "test_sweep"}
     for item in items:
-        if {"fast_book", "visit"} & set(item.fixturenames):
+        if {"fast_book", "visit"} & set(item.fixturenames) or item.module.__name__ in readers:
             item.add_marker("book")
 
 
@@ -47,6 +49,8 @@ def fast_book():
     """Folder with the pages of the fast book, built once; what did not change is not executed again."""
     from book.build import BuildError, build_book
 
+    if "FAST_BOOK" in os.environ:  # `python -m tests` has built it just now
+        return Path(os.environ["FAST_BOOK"])
     try:
         return build_book(profile="fast").parent
     except (BuildError, ParameterError) as error:
