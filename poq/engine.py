@@ -271,15 +271,25 @@ def _note_trust(stage: Stage, track: Track, number: int) -> None:
         track.trust[number] = track.state[0].copy()
 
 
-def _attacked(stage: Stage, attack: Attack, honest, hit, rng, block: Block, **known) -> tuple[np.ndarray, float]:
-    """Reports (B, K) after the attack and their summed shift; `known` is what a reacting attacker is told besides."""
-    if asks_for(attack.function, "context"):
-        number = np.arange(block.begin, block.begin + len(block.output))
-        known["context"] = Context(number, block.output, stage.matrix.model[block.output], block.node)
-    reported = attack.function(honest, hit, rng, **attack.options, **known)
+def _attacked(stage: Stage, attack: Attack, honest, hit, rng, block: Block) -> tuple[np.ndarray, float]:
+    """Reports (B, K) after the attack, and their summed shift."""
+    reported = attack.function(honest, hit, rng, **attack.options, **_context(stage, attack, block))
+    return reported, _shift(attack, honest, reported)
+
+
+def _context(stage: Stage, attack: Attack, block: Block) -> dict[str, Context]:
+    """What the attack asks to know of the rounds."""
+    if not asks_for(attack.function, "context"):
+        return {}
+    number = np.arange(block.begin, block.begin + len(block.output))
+    return {"context": Context(number, block.output, stage.matrix.model[block.output], block.node)}
+
+
+def _shift(attack: Attack, honest, reported) -> float:
+    """Summed shift of the reports (B, K), which must be on the scale."""
     shift, off_scale = _survey(np.ascontiguousarray(honest.T), np.ascontiguousarray(reported.T))
     _check_scale("attack", attack.function, off_scale)
-    return reported, shift
+    return shift
 
 
 def _play(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> None:
@@ -290,26 +300,42 @@ def _play(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> Non
         _play_block(stage, rule, track, reported[part], piece)
 
 
-def _play_block(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> np.ndarray:
-    """Consensus and trust update for a block of rounds, then pay and sums if they count; returns the consensus."""
-    leave_out = block.counted and rule.reference == "leave_one_out"
-    if block.counted and not leave_out and rule.function in PLAY:
+def _play_block(stage: Stage, rule: Rule, track: Track, reported, block: Block) -> None:
+    """Consensus and trust update for a block of rounds, then pay and sums if they count."""
+    if block.counted and rule.reference == "consensus" and rule.function in PLAY:
         consensus = PLAY[rule.function](track.state, reported, block.node, track.sums, stage.node_cost)
         _add_up(stage, track, consensus, block)
-        return consensus
-    if track.state is None:
-        consensus_of = partial(rule.function, **rule.options)
-        consensus = consensus_of(reported)
-        reference = leave_one_out(reported, consensus_of) if leave_out else consensus
     else:
-        audit = np.where(block.lot < _audit_share(track), stage.matrix.truth[block.output], np.nan)
-        consensus, weights, used = rule.function.advance(track.state, reported, block.node, audit)
-        reference = _weighted_leave_one_out(used, weights) if leave_out else consensus
+        audit = _audit(stage, track, block)
+        _settle(stage, rule, track, reported, *_agree(rule, track, reported, block.node, audit), block)
+
+
+def _audit(stage: Stage, track: Track, block: Block):
+    """The truth of the rounds that a rule with a memory is shown, NaN for the others; None without a memory."""
+    if track.state is None:
+        return None
+    return np.where(block.lot < _audit_share(track), stage.matrix.truth[block.output], np.nan)
+
+
+def _agree(rule: Rule, track: Track, reported, node, audit):
+    """Consensus (B,), and of a rule with a memory, which is updated, the weights (B, K) and the reports it used."""
+    if track.state is None:
+        return rule.function(reported, **rule.options), None, None
+    return rule.function.advance(track.state, reported, node, audit)
+
+
+def _settle(stage: Stage, rule: Rule, track: Track, reported, consensus, weights, used, block: Block) -> None:
+    """Check what was agreed on in a block of rounds; pay and add up if they count."""
     _check_scale("rule", rule.function, not (consensus.min() >= -1e-9 and consensus.max() <= SCORE_MAX + 1e-9))
-    if block.counted:
-        metrics.add_evaluator_pay(track.sums, block.node, reported, reference, stage.node_cost)
-        _add_up(stage, track, consensus, block)
-    return consensus
+    if not block.counted:
+        return
+    reference = consensus
+    if rule.reference == "leave_one_out" and weights is None:
+        reference = leave_one_out(reported, partial(rule.function, **rule.options))
+    elif rule.reference == "leave_one_out":
+        reference = _weighted_leave_one_out(used, weights)
+    metrics.add_evaluator_pay(track.sums, block.node, reported, reference, stage.node_cost)
+    _add_up(stage, track, consensus, block)
 
 
 def _can_play_twice(rule: Rule, honest_track: Track, block: Block) -> bool:
@@ -358,22 +384,34 @@ def _survey(honest, reported):
     return shift, off_scale
 
 
-def _play_reacting(stage, attack, rule, track, honest, hit, rng, block: Block) -> np.ndarray:
-    """Play a block whose attackers react, one round after the other; returns summed shift and number of reports."""
-    shift = np.zeros(2)
+def _play_reacting(stage: Stage, attack: Attack, rule: Rule, track: Track, honest, hit, rng, block: Block):
+    """Play a block whose attackers react, one round after the other; returns summed shift and number of reports.
+
+    Only what a round hangs on is done round by round: the attack, the consensus and the trust update.
+    """
+    reported, agreed = honest.copy(), []
+    context, audit = _context(stage, attack, block), _audit(stage, track, block)
+    begin = len(track.past)
+    past = np.concatenate([track.past, np.empty(len(honest))])
+    shown = past.view()
+    shown.flags.writeable = False
+    struck = hit.any(axis=1)
     for t in range(len(honest)):
-        now = block.cut(t, t + 1)
-        reported = honest[t : t + 1]
-        if hit[t].any():
-            state = track.state
-            trust = np.ones(now.node.shape) if state is None else state[0][now.node] / state[0].mean()
-            history = History(np.array(track.past), trust)
-            reported, moved = _attacked(stage, attack, honest[t : t + 1], hit[t : t + 1], rng, now, history=history)
-            shift += moved, hit[t].sum()
-        _note_trust(stage, track, now.begin)
-        track.past.append(_play_block(stage, rule, track, reported, now)[0])
-        del track.past[:-MEMORY]
-    return shift if block.counted else np.zeros(2)
+        now, node = slice(t, t + 1), block.node[t : t + 1]
+        _note_trust(stage, track, block.begin + t)
+        if struck[t]:
+            trust = np.ones(node.shape) if track.state is None else track.state[0][node] / track.state[0].mean()
+            known = {name: Context(*(part[now] for part in whole)) for name, whole in context.items()}
+            known["history"] = History(shown[max(begin + t - MEMORY, 0) : begin + t], trust)
+            reported[now] = attack.function(honest[now], hit[now], rng, **attack.options, **known)
+        agreed.append(_agree(rule, track, reported[now], node, None if audit is None else audit[now]))
+        past[begin + t] = agreed[-1][0][0]
+    track.past[:] = past[-MEMORY:]
+    shift = _shift(attack, honest, reported)
+    consensus, *beside = zip(*agreed)
+    weights, used = (None, None) if track.state is None else map(np.concatenate, beside)
+    _settle(stage, rule, track, reported, np.concatenate(consensus), weights, used, block)
+    return np.array([shift, np.count_nonzero(hit)]) if block.counted else np.zeros(2)
 
 
 def _item_sums(track: Track, matrix: ScoreMatrix, count: np.ndarray) -> np.ndarray:
