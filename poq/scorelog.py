@@ -156,10 +156,9 @@ def check_log(log: pd.DataFrame, *, where: str = "log") -> pd.DataFrame:
     for name in ("item", "model"):
         output = _combine(output, codes[name])
     cell = _combine(output, codes["evaluator"])
-    order = np.argsort(cell, kind="stable")
-    again = np.flatnonzero(np.diff(cell[order]) == 0)
+    again = np.flatnonzero(pd.Series(cell).duplicated())
     if len(again):
-        rows = np.sort(order[again[0] : again[0] + 2]) + 1
+        rows = np.flatnonzero(cell == cell[again[0]])[:2] + 1
         names = ", ".join(f"{name} '{checked[name].iloc[rows[0] - 1]}'" for name in KEYS)
         raise ScoreLogError(f"{where}: duplicate rows {rows[0]} and {rows[1]} ({names})")
     truth = checked["truth"].to_numpy()
@@ -177,7 +176,7 @@ def check_log(log: pd.DataFrame, *, where: str = "log") -> pd.DataFrame:
 def _combine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Codes 0..n-1 of pairs, recoded at each step so that products cannot overflow."""
     pair = first.astype(np.int64) * (int(second.max()) + 1) + second
-    return np.unique(pair, return_inverse=True)[1]
+    return pd.factorize(pair)[0]
 
 
 def _key(column: pd.Series, name: str, where: str) -> tuple[pd.Series, np.ndarray]:
@@ -202,8 +201,10 @@ def _key(column: pd.Series, name: str, where: str) -> tuple[pd.Series, np.ndarra
         if "\x00" in text:
             row = int(np.flatnonzero(codes == code)[0]) + 1
             raise ScoreLogError(f"{where}: column '{name}' holds binary data in row {row}")
+    if column.dtype == "str":
+        return column, codes
     # Two values may read the same as text (1 and "1"); then they are one name.
-    recode, names = pd.factorize(np.array(texts, dtype=object), sort=True)
+    recode, names = pd.factorize(np.array(texts, dtype=object))
     text = pd.Series(np.asarray(names, dtype=object)[recode][codes], index=column.index, name=name)
     return text.astype("str"), recode[codes]
 
@@ -213,13 +214,20 @@ def as_numbers(column: pd.Series, name: str, where: str) -> pd.Series:
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
-        empty = column.isna().to_numpy() | (column.map(lambda value: isinstance(value, str) and not value.strip()))
-        # As objects, so that dates are refused rather than counted in nanoseconds.
-        numbers = pd.to_numeric(column.astype("object").where(~empty, None), errors="coerce")
+        # The distinct values are converted, once each. As objects, so that dates are refused rather than counted in
+        # nanoseconds.
+        try:
+            codes, distinct = pd.factorize(column, use_na_sentinel=True)
+        except TypeError:  # lists and the like
+            codes, distinct = np.where(column.isna(), -1, np.arange(len(column))), column
+        distinct = pd.Series(distinct).astype("object")
+        blank = distinct.map(lambda value: isinstance(value, str) and not value.strip())
+        numbers = pd.to_numeric(distinct.where(~blank.astype("bool"), None), errors="coerce")
         if numbers.dtype.kind == "c":
             raise ScoreLogError(f"{where}: column '{name}' holds complex numbers")
-        values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-        lost = np.isnan(values) & ~np.asarray(empty, dtype=bool)
+        # The last one stands for cells that hold nothing, whose code is -1.
+        values = np.append(numbers.to_numpy(dtype=np.float64, na_value=np.nan), np.nan)[codes]
+        lost = np.isnan(values) & ~np.append(blank.to_numpy(dtype=bool), True)[codes]
         for row in np.flatnonzero(lost):
             value = column.iloc[row]
             if not (isinstance(value, (float, str)) and str(value).strip().lower() == "nan"):
