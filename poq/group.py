@@ -5,6 +5,7 @@ A worker imports this module and what stands before it, nothing that reads table
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import traceback
 from importlib.machinery import PathFinder
@@ -37,8 +38,8 @@ class Failure(NamedTuple):
     trace: str
 
 
-def start_worker() -> None:
-    """First thing in a worker: load SciPy's entry to BLAS alone.
+def load_blas() -> None:
+    """Load SciPy's entry to BLAS alone.
 
     numba asks for it before it runs any kernel, and would import all of scipy.linalg: a quarter of a worker's start.
     What is imported later finds it there.
@@ -46,8 +47,9 @@ def start_worker() -> None:
     name = "scipy.linalg.cython_blas"
     spec = PathFinder.find_spec(name, [str(Path(scipy.__file__).parent / "linalg")])
     if spec is not None and name not in sys.modules:
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module
 
 
 def play_group(packed: bytes, seed: int, first: int, stop: int) -> dict[str, np.ndarray] | Failure:
@@ -60,6 +62,8 @@ def play_group(packed: bytes, seed: int, first: int, stop: int) -> dict[str, np.
     seed, first, stop : int
         Trials first to stop - 1 are played.
     """
+    if multiprocessing.parent_process() is not None:  # a worker, of whichever pool; the reader's process stays as it is
+        load_blas()
     matrix, group = cloudpickle.loads(packed)
     played = []
     for trial in range(first, stop):

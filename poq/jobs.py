@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import poq
 from poq.attacks import asks_for
-from poq.group import Failure, Group, play_group, start_worker
+from poq.group import Failure, Group, play_group
 from poq.matrix import ScoreMatrix
 from poq.parts import Parts, hash_code, hash_log, warn
 
@@ -226,7 +226,7 @@ def _run_on_own_pool(todo: list[int], work: Callable, finish: Callable) -> None:
     n_workers = n_cores() - 1  # this process is the other one
     while todo:
         # Unlike the standard pool it starts no copy of the caller's main module, and forks no threads.
-        pool = loky.get_reusable_executor(n_workers, timeout=60, initializer=start_worker, env=ONE_THREAD)
+        pool = loky.get_reusable_executor(n_workers, timeout=60, env=ONE_THREAD)
         try:
             todo = _run_on(pool, todo, work, finish, at_once=2 * n_workers, helping=True)
         except BaseException:

@@ -608,9 +608,9 @@ STARTED_WORKER = """
     import numpy as np
     from numba import njit
     from poq.engine import _survey
-    from poq.group import start_worker
+    from poq.group import load_blas
 
-    start_worker()
+    load_blas()
     _survey(np.zeros((2, 3)), np.zeros((2, 3)))
     print("scipy.linalg" in sys.modules)
     half = np.full(3, 0.5)
