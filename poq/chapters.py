@@ -38,13 +38,15 @@ _COUNTS = "rounds trials nodes worlds committee min_available n_boot n_bin n_dra
 _COUNTS += " pool_size evaluation focal turn"
 _SHARES = "share probability shade published_saving"
 _AMOUNTS = "seed burn_in warm_up jitter sd by strength lift lag copy_lag alpha beta price audit_cost evaluator_cost"
-_AMOUNTS += " half_width tolerance modest rate"
+_AMOUNTS += " half_width tolerance modest"
 _RANGES = {
     **dict.fromkeys(_COUNTS.split(), (1, math.inf)),
     **dict.fromkeys(_SHARES.split(), (0, 1)),
     **dict.fromkeys(_AMOUNTS.split(), (0, math.inf)),
     "cut": (0, 0.5),
+    "rate": (0, 2),
 }
+_OPEN = ("cut", "rate")  # whose upper end is not included
 _CHOICES = (
     *("rule", "attack", "collusion", "calibration", "objective"),
     *("malicious_nodes", "pay_reference", "resample"),
@@ -238,12 +240,20 @@ def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int
     Raises
     ------
     ParameterError
-        If the burn-in leaves no round, a task is not in the log, or a committee is larger than the pool of a task in
-        use.
+        If the burn-in leaves no round, a committee is larger than the pool of a task in use or than the nodes of its
+        kind, bounds are the wrong way round, or a task is not in the log.
     """
     if "burn_in" in values and "n_rounds" in values and values["burn_in"] >= values["n_rounds"]:
         message = f"burn_in={values['burn_in']} leaves none of n_rounds={values['n_rounds']}"
         raise ParameterError(f"{stem}: {message}")
+    low, high = values.get("low"), values.get("high")
+    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+        raise ParameterError(f"{stem}: low={low} is above high={high}")
+    for name in values:
+        kind = name.removesuffix("s").removesuffix("committee")  # such as world_, whose committees sit in world_nodes
+        sizes, nodes = _as_list(values[name]), values.get(f"{kind}nodes")
+        if name in (f"{kind}committee", f"{kind}committees") and isinstance(nodes, int) and sizes and max(sizes) > nodes:
+            raise ParameterError(f"{stem}: {name} of {max(sizes)} is larger than {kind}nodes={nodes}")
     if tasks is None:
         return
     named = [entry for name, value in values.items() if _find(name, ("task",)) for entry in _as_list(value)]
@@ -372,8 +382,9 @@ def _check_range(stem: str, name: str, value: Any) -> None:
     for entry in _as_list(value):
         if span and isinstance(entry, int | float) and not isinstance(entry, bool):
             low, high = _RANGES[span]
-            if not low <= entry <= high:
+            if not low <= entry <= high or (entry == high and span in _OPEN):
                 words = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                words = f"at least {low} and less than {high}" if span in _OPEN else words
                 raise ParameterError(f"{stem}: {name} must be {words}; got {entry}")
         if choice and isinstance(entry, str):
             known = _known(choice)

@@ -152,7 +152,9 @@ def test_bad_values_end_with_one_line_that_names_them(chapter, text, said):
         ("world_committees: list[int] = [0]", "world_committees must be at least 1; got 0"),
         ("extreme_attacks: list[str] = ['bost']", "unknown attack 'bost'; did you mean 'boost'"),
         ("objectives: list[str] = ['eror']", "unknown objective 'eror'; did you mean 'error'"),
-        ("cut: float = -1", "cut must be between 0 and 0.5; got -1"),
+        ("cut: float = -1", "cut must be at least 0 and less than 0.5; got -1"),
+        ("cut: float = 0.5", "cut must be at least 0 and less than 0.5; got 0.5"),
+        ("rates: list[float] = [0.1, 2.0]", "rates must be at least 0 and less than 2; got 2.0"),
     ],
 )
 def test_a_name_is_known_in_the_plural_and_by_its_last_word(tmp_path, source, said):
@@ -193,6 +195,9 @@ TASKS = {"qa": 9, "summarisation": 12}
         ({"tasks": ["qa", "summarization"]}, "task 'summarization' is not in my.csv; did you mean 'summarisation'?"),
         ({"search_task": "qb"}, "task 'qb' is not in my.csv"),
         ({"burn_in": 50, "n_rounds": 50}, "burn_in=50 leaves none of n_rounds=50"),
+        ({"world_committees": [3, 21], "world_nodes": 20}, "world_committees of 21 is larger than world_nodes=20"),
+        ({"world_committee": 21, "world_nodes": 20}, "world_committee of 21 is larger than world_nodes=20"),
+        ({"low": 6.0, "high": 5.0}, "low=6.0 is above high=5.0"),
     ],
 )
 def test_values_must_fit_the_log(values, said):
@@ -207,6 +212,8 @@ def test_values_must_fit_the_log(values, said):
         {"committee": 9},
         {"committee": 12, "task": "summarisation"},
         {"committee": 40, "n_nodes": 50},
+        {"world_committees": [3, 20], "world_nodes": 20, "synthetic_nodes": 4, "low": 1.0, "high": 1.0},
+        {"low": None, "high": [1.0], "world_committee": None, "world_nodes": 3, "my_committees": [4], "my_nodes": [5]},
         {"committee": None, "tasks": None, "n_nodes": None},
         {},
     ],
