@@ -251,9 +251,11 @@ def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int
         raise ParameterError(f"{stem}: low={low} is above high={high}")
     for name in values:
         kind = name.removesuffix("s").removesuffix("committee")  # such as world_, whose committees sit in world_nodes
-        sizes, nodes = _as_list(values[name]), values.get(f"{kind}nodes")
-        if name in (f"{kind}committee", f"{kind}committees") and isinstance(nodes, int) and sizes and max(sizes) > nodes:
-            raise ParameterError(f"{stem}: {name} of {max(sizes)} is larger than {kind}nodes={nodes}")
+        nodes = values.get(f"{kind}nodes")
+        if name in (f"{kind}committee", f"{kind}committees") and isinstance(nodes, int):
+            largest = max(_as_list(values[name]), default=0)
+            if largest > nodes:
+                raise ParameterError(f"{stem}: {name} of {largest} is larger than {kind}nodes={nodes}")
     if tasks is None:
         return
     named = [entry for name, value in values.items() if _find(name, ("task",)) for entry in _as_list(value)]
