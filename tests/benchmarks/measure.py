@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -214,11 +215,12 @@ def run_child(*arguments: object, environment: dict[str, str] | None = None) -> 
 
 def measure_grid(*, quick: bool) -> dict:
     """Wall time of the reference grid on two cores and on one: from the start of a fresh process to its end, of the
-    call of `run` in it, the same with five times the trials, and of later calls, when the workers are there; and
-    without compiled code on disk."""
+    call of `run` in it, the same with five times the trials, and of later calls, when the workers are there; of two
+    processes that share nothing, which is what the machine's second core is worth; and without compiled code on
+    disk."""
     sizes = ("2", "1000") if quick else ("20", "5000")
     pairs = 1 if quick else 7
-    times = {what: {"one core": [], "two cores": []} for what in ("wall", "run", "longer")}
+    times = {what: {"one core": [], "two cores": []} for what in ("wall", "run", "apart", "longer")}
     for pair in range(pairs):
         for name, n_cores in (("one core", 1), ("two cores", 2)):
             child = run_child("grid", n_cores, *sizes)
@@ -227,6 +229,10 @@ def measure_grid(*, quick: bool) -> dict:
             if pair < 3:
                 longer = run_child("grid", n_cores, 5 * int(sizes[0]), sizes[1])
                 times["longer"][name].append(longer["run"])
+        with ThreadPoolExecutor(2) as both:
+            beside = list(both.map(lambda _: run_child("grid", 1, *sizes)["run"], range(2)))
+        times["apart"]["one core"].append(times["run"]["one core"][-1])
+        times["apart"]["two cores"].append(sum(beside) / 4)  # half of their mean time: two calls are done in it
     later = run_child("pairs", pairs, *sizes)
     times["again"] = {name: later[name] for name in ("one core", "two cores")}
     with tempfile.TemporaryDirectory() as empty:

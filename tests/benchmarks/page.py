@@ -110,6 +110,7 @@ def _grid_text(grid: dict) -> str:
         "run": "the call of `run` in it, start of the workers included, s",
         "longer": "the same with five times the trials, s",
         "again": "later calls of `run`, when the workers are there, s",
+        "apart": "for comparison: two such calls at once in processes that share nothing, s for each",
     }
     rows = []
     for what, words in lines.items():
