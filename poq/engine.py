@@ -406,6 +406,8 @@ def _play_reacting(stage: Stage, attack: Attack, rule: Rule, track: Track, hones
             reported[now] = attack.function(honest[now], hit[now], rng, **attack.options, **known)
         agreed.append(_agree(rule, track, reported[now], node, None if audit is None else audit[now]))
         past[begin + t] = agreed[-1][0][0]
+        if not -1e-9 <= past[begin + t] <= SCORE_MAX + 1e-9:
+            break  # the attack is at fault, or else the rule: said below
     track.past[:] = past[-MEMORY:]
     shift = _shift(attack, honest, reported)
     consensus, *beside = zip(*agreed)

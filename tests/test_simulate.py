@@ -202,6 +202,18 @@ def test_faulty_rule_or_attack_of_ones_own(log, monkeypatch, function, part, com
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(("rule", "attack"), [("rule_sometimes_nan", "copycat"), ("mean", "attack_that_reacts_badly")])
+def test_where_attackers_react_the_one_at_fault_is_named(log, monkeypatch, rule, attack):
+    def attack_that_reacts_badly(scores, malicious, rng, *, history):
+        return np.where(malicious & (scores > 9) & (scores < 9.5), np.nan, scores)
+
+    monkeypatch.setitem(AGGREGATORS, "rule_sometimes_nan", rule_sometimes_nan)
+    monkeypatch.setitem(ATTACKS, "attack_that_reacts_badly", attack_that_reacts_badly)
+    fault = attack if rule == "mean" else rule
+    with pytest.raises(RuntimeError, match=f"'{fault}' gives scores outside"):
+        run(log, small(rule=rule, attack=attack, malicious_share=0.3, n_rounds=3000))
+
+
 def test_own_rule_and_attack_work_at_once(log, monkeypatch):
     """One function and one line in a mapping; options are checked by their signature."""
 
