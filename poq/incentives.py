@@ -207,16 +207,16 @@ def reports(
     if strategy == "belief":
         return rounds.belief
     if strategy in ("lazy", "copy_open", "copy_hidden"):
-        return np.full(honest.shape, rounds.prior)
+        return np.full_like(honest, rounds.prior)
     if strategy == "lazy_truth":
-        return np.full(honest.shape, rounds.truth_prior)
+        return np.full_like(honest, rounds.truth_prior)
     if strategy == "shaded":
         return (1 - shade) * honest + shade * rounds.prior
     if strategy == "lift":
         chosen = True if partner is None else (rounds.model == partner)[:, None]
         return np.minimum(SCORE_MAX, honest + np.where(chosen, by, 0.0))
     _check_names("strategy", [strategy], STRATEGIES)
-    return np.full(honest.shape, float(value))
+    return np.full_like(honest, float(value))
 
 
 def _check_names(what: str, given, known) -> None:
@@ -353,14 +353,15 @@ def deviation_pay(
         ]
     copies = strategy == "copy_open"
     follow = copies or played.copying.any()
-    report, consensus, others = planned.copy(), np.empty(planned.shape), played.others
+    # Seats stay contiguous, as they come from the draw: rules go through them seat by seat.
+    report, consensus, others = planned.copy(order="K"), np.empty_like(planned), played.others
     if follow:
-        others = np.empty(planned.shape)
+        others = np.empty_like(planned)
     for k in range(planned.shape[1]):
-        moved = played.reported.copy()
+        moved = played.reported.copy(order="K")
         moved[:, k] = planned[:, k]
         if follow:
-            copying = played.copying.copy()
+            copying = played.copying.copy(order="K")
             copying[:, k] = copies
             moved = fill_copies(moved, copying, rounds.prior)
             others[:, k] = function(np.delete(moved, k, axis=1))

@@ -27,7 +27,8 @@ SERIAL_SECONDS = 10.0  # work estimated below this stays in the calling process
 SHARE_OF_SWEEP = 1 / 256  # aimed length of a job: small enough to share out evenly ...
 JOB_SECONDS = (0.1, 5.0)  # ... long enough to hide its start, short enough to lose little
 IN_FLIGHT_BYTES = 2**28  # jobs handed over to an executor at one time
-ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # a worker has one core
+# Threads of BLAS that wait would spin on the core that this process needs while its workers start.
+SLEEPY_BLAS = {"OPENBLAS_THREAD_TIMEOUT": "8"}
 
 
 class Job(NamedTuple):
@@ -226,7 +227,7 @@ def _run_on_own_pool(todo: list[int], work: Callable, finish: Callable) -> None:
     n_workers = n_cores() - 1  # this process is the other one
     while todo:
         # Unlike the standard pool it starts no copy of the caller's main module, and forks no threads.
-        pool = loky.get_reusable_executor(n_workers, timeout=60, env=ONE_THREAD)
+        pool = loky.get_reusable_executor(n_workers, timeout=60, env=SLEEPY_BLAS)
         try:
             todo = _run_on(pool, todo, work, finish, at_once=2 * n_workers, helping=True)
         except BaseException:

@@ -100,7 +100,7 @@ def p910(scores, node, output, *, steps: int = 50):
     """
     scores, node, output = _arrays(scores, node, output)
     n, o = int(node.max()) + 1, int(output.max()) + 1
-    stimulus = np.broadcast_to(output.astype(np.intp)[:, None], scores.shape)
+    stimulus = np.ascontiguousarray(np.broadcast_to(output.astype(np.intp)[:, None], scores.shape))
     bias, variance = np.zeros(n), np.ones(n)
     count = _sum(node, np.ones_like(scores), n)
     for _ in range(steps):
@@ -115,7 +115,8 @@ def p910(scores, node, output, *, steps: int = 50):
 
 
 def _arrays(scores, node, per_round=None):
-    scores, node = np.asarray(scores, dtype=np.float64), np.asarray(node)
+    # In the order in which they are added up, time and again.
+    scores, node = np.ascontiguousarray(scores, dtype=np.float64), np.ascontiguousarray(node, dtype=np.intp)
     if scores.ndim != 2 or scores.shape != node.shape or not scores.size:
         raise ValueError(f"scores and node must both be (R, K) and not empty, not {scores.shape} and {node.shape}")
     if per_round is not None:

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -34,6 +35,12 @@ START = """from poq import provenance
 
 run = provenance.start("{stem}", n_rounds=n_rounds, seed=seed)
 provenance.glue("{stem}_rounds", n_rounds)"""
+
+
+def pytest_configure():
+    """Where the tests run in the background, SIGINT is ignored, and so would every process that they start and stop."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
