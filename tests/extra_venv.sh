@@ -15,10 +15,13 @@ if command -v uv >/dev/null 2>&1; then
     [ -n "${UV_FIND_LINKS:-}" ] || [ -z "${PIP_FIND_LINKS:-}" ] || export UV_FIND_LINKS="$PIP_FIND_LINKS"
     uv venv --quiet --python .venv/bin/python "$folder" || fail "uv venv failed"
     install="uv pip install --quiet --python $folder/bin/python"
+    $install --require-hashes -r requirements.lock || fail "requirements.lock could not be installed"
 else
-    .venv/bin/python -m venv "$folder" || fail "python -m venv failed; on Debian install python3-venv"
+    .venv/bin/python -m venv --without-pip "$folder" || fail "python -m venv failed; on Debian install python3-venv"
     install="env PIP_DISABLE_PIP_VERSION_CHECK=1 $folder/bin/python -m pip install --quiet"
+    # What .venv has is read from there; pip installs beside it what is missing, or wanted in another version.
+    packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+    .venv/bin/python -c "$packages" >"$("$folder/bin/python" -c "$packages")/what_venv_has.pth"
 fi
-$install --require-hashes -r requirements.lock || fail "requirements.lock could not be installed"
 $install --no-build-isolation -e ".[$extras]" || fail "the extras $extras could not be installed"
 echo "$content" >"$stamp"
