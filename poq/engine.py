@@ -384,7 +384,9 @@ def _survey(honest, reported):
     return shift, off_scale
 
 
-def _play_reacting(stage: Stage, attack: Attack, rule: Rule, track: Track, honest, hit, rng, block: Block):
+def _play_reacting(
+    stage: Stage, attack: Attack, rule: Rule, track: Track, honest, hit, rng, block: Block
+) -> np.ndarray:
     """Play a block whose attackers react, one round after the other; returns summed shift and number of reports.
 
     Only what a round hangs on is done round by round: the attack, the consensus and the trust update.

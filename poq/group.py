@@ -5,6 +5,7 @@ A worker imports this module and what stands before it, nothing that reads table
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import sys
 import traceback
@@ -47,9 +48,10 @@ def load_blas() -> None:
     name = "scipy.linalg.cython_blas"
     spec = PathFinder.find_spec(name, [str(Path(scipy.__file__).parent / "linalg")])
     if spec is not None and name not in sys.modules:
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[name] = module
+        with contextlib.suppress(ImportError):  # numba does without it too
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[name] = module
 
 
 def play_group(packed: bytes, seed: int, first: int, stop: int) -> dict[str, np.ndarray] | Failure:

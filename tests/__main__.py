@@ -1,6 +1,7 @@
 """Everything that ``make test`` checks, with a summary: ``python -m tests``.
 
-The tests that read the fast book and all others take about as long, and run side by side.
+The tests that read the fast book, with those that do what readers do, and all others take about as long, and run side
+by side.
 """
 
 import contextlib

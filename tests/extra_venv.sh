@@ -17,6 +17,7 @@ if command -v uv >/dev/null 2>&1; then
     install="uv pip install --quiet --python $folder/bin/python"
     $install --require-hashes -r requirements.lock || fail "requirements.lock could not be installed"
 else
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null || fail "no pip in .venv"
     .venv/bin/python -m venv --without-pip "$folder" || fail "python -m venv failed; on Debian install python3-venv"
     install="env PIP_DISABLE_PIP_VERSION_CHECK=1 $folder/bin/python -m pip install --quiet"
     # What .venv has is read from there; pip installs beside it what is missing, or wanted in another version.

@@ -628,6 +628,13 @@ def test_a_worker_starts_without_the_rest_of_scipy_and_can_use_it_all():
     assert said.splitlines() == ["False", "0.75 2.0", "0.125 1.0"]
 
 
+def test_workers_of_any_pool_start_that_way(small_jobs):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        run(make_sweep()[:2], executor=executor)
+        loaded = executor.submit(eval, "sorted(name for name in __import__('sys').modules if 'scipy.linalg' in name)")
+        assert loaded.result() == ["scipy.linalg.cython_blas"]
+
+
 def test_folders_that_are_not_ours_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("chapter one", encoding="utf-8")
     with pytest.raises(ValueError, match="holds other files and no manifest"):
