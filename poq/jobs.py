@@ -14,7 +14,6 @@ import cloudpickle
 import loky
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from tqdm import tqdm
 
 import poq
@@ -125,9 +124,9 @@ def execute(
         code = hash_code(part.function for part in played.values())
         identity = {"scenarios": scenarios, "seed": seed, "trials": trials, "log": hash_log(log), "code": code}
         parts = Parts(Path(out), {**identity, "version": poq.__version__})
-    tables = {number: parts.read(number) for number in range(len(jobs))} if parts else {}
-    tables = {number: table for number, table in tables.items() if table is not None}
-    todo = [number for number in range(len(jobs)) if number not in tables]
+    kept = {number: parts.read(number) for number in range(len(jobs))} if parts else {}
+    done = {number: columns for number, columns in kept.items() if columns is not None}
+    todo = [number for number in range(len(jobs)) if number not in done]
     todo.sort(key=lambda number: -jobs[number].seconds)  # the long ones first, so that all workers end together
 
     groups = {id(job.group): job.group for job in jobs}
@@ -140,14 +139,14 @@ def execute(
         job = jobs[number]
         return packed(id(job.group)), seed, job.first, job.stop
 
-    with tqdm(total=len(jobs), initial=len(tables), disable=not progress, delay=1.0, unit="job") as bar:
+    with tqdm(total=len(jobs), initial=len(done), disable=not progress, delay=1.0, unit="job") as bar:
 
         def finish(number: int, result: dict[str, np.ndarray] | Failure) -> None:
             if isinstance(result, Failure):
                 raise _error(result, scenarios[result.number])
-            tables[number] = pa.table({name: list(one) if one.ndim > 1 else one for name, one in result.items()})
+            done[number] = result
             if parts:
-                parts.write(number, tables[number])
+                parts.write(number, result)
             bar.update()
 
         if executor is not None and todo:
@@ -163,8 +162,19 @@ def execute(
                 finish(number, play_group(*work(number)))
         else:
             _run_on_own_pool(todo, work, finish)
-    table = pa.concat_tables([tables[number] for number in range(len(jobs))], promote_options="permissive")
-    return table.sort_by([("scenario_number", "ascending"), ("trial", "ascending")]).to_pandas()
+    return _join([done[number] for number in range(len(jobs))])
+
+
+def _join(results: list[dict[str, np.ndarray]]) -> pd.DataFrame:
+    """Rows of all jobs in order. Jobs of one kind are joined first: tasks differ in columns, and there are few."""
+    kinds: dict[tuple, list[dict]] = {}
+    for columns in results:
+        kinds.setdefault(tuple(columns), []).append(columns)
+    tables = []
+    for names, alike in kinds.items():
+        joined = {name: np.concatenate([columns[name] for columns in alike]) for name in names}
+        tables.append(pd.DataFrame({name: list(one) if one.ndim > 1 else one for name, one in joined.items()}))
+    return pd.concat(tables).sort_values(["scenario_number", "trial"], ignore_index=True)
 
 
 def _error(failure: Failure, scenario: dict) -> RuntimeError:

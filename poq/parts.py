@@ -65,13 +65,14 @@ class Parts:
         """Where the part of a job stands."""
         return self.folder / f"part-{number:05d}.parquet"
 
-    def write(self, number: int, table: pa.Table) -> None:
-        """Keep the table of a finished job."""
+    def write(self, number: int, columns: dict[str, np.ndarray]) -> None:
+        """Keep the columns of a finished job."""
+        table = pa.table(columns)
         table = table.replace_schema_metadata({"poq": f"{self.fingerprint}:{number}:{_digest(table)}"})
         _replace(self.path(number), lambda temporary: pa.parquet.write_table(table, temporary))
 
-    def read(self, number: int) -> pa.Table | None:
-        """The table of a job, or None if it is not there; a part that cannot be trusted is set aside with a warning."""
+    def read(self, number: int) -> dict[str, np.ndarray] | None:
+        """The columns of a job, or None if they are not there; what cannot be trusted is set aside with a warning."""
         path = self.path(number)
         if not os.path.lexists(path):
             return None
@@ -89,7 +90,7 @@ class Parts:
             reason = "it bears no mark of this call" if isinstance(error, KeyError) else " ".join(str(error).split())
             warn(f"out: {path} is unusable ({reason[:200]}); kept as {aside.name}, computed again")
             return None
-        return table.replace_schema_metadata(None)
+        return {name: table[name].to_numpy() for name in table.column_names}
 
     def _sweep(self) -> None:
         """Remove what a killed writer left half written."""
