@@ -37,7 +37,8 @@ _SPARE = [
     )
 ]
 RULE_LABELS = {"paper": "trust-weighted (paper)", "mad_inlier_mean": "MAD inlier mean"}
-HONEST, MALICIOUS, THEORY = "#0072B2", "#D55E00", "#222222"
+# Roles: no colour of theirs is that of a rule of the papers.
+HONEST, MALICIOUS, THEORY = "#228833", "#AA3377", "#222222"
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C510A"]
 DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
 WIDTH = 8.0  # inches: the width of the text column
