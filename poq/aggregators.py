@@ -19,7 +19,7 @@ MAD_FLOOR = 0.5  # points
 
 def mean(scores):
     """Arithmetic mean over the committee: (..., K) -> (...)."""
-    return np.mean(scores, axis=-1)
+    return np.mean(scores, axis=-1, dtype=np.float64)
 
 
 def median(scores):

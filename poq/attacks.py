@@ -191,7 +191,9 @@ def copycat(scores, malicious, rng, *, history: History, lag: int = 1, value: fl
     if lag > MEMORY:
         raise ValueError(f"lag must be {MEMORY} rounds or fewer, not {lag}")
     past = history.consensus
-    return constant(scores, malicious, rng, value=float(past[-lag]) if len(past) >= lag else value)
+    if len(past) >= lag:
+        value = min(max(float(past[-lag]), 0.0), SCORE_MAX)  # a rule of one's own may round past the ends
+    return constant(scores, malicious, rng, value=value)
 
 
 def coordinated(scores, malicious, rng, *, by: float = 3.0, probability: float = 0.3):

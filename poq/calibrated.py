@@ -123,9 +123,9 @@ def _refit_calibrated(trust, bias, gain, noise, sums, world, prior):
         return
     w = np.maximum(sums[:, 0], 1e-12)
     mean_x, mean_y, unsure = sums[:, 1] / w, sums[:, 2] / w, sums[:, 6] / w
-    var_x = np.maximum(sums[:, 3] / w - mean_x**2, 0.0)
-    cov = sums[:, 4] / w - mean_x * mean_y
-    var_y = np.maximum(sums[:, 5] / w - mean_y**2, 0.0)
+    var_x = _without_rounding(sums[:, 3] / w - mean_x**2)
+    cov = _without_rounding(sums[:, 4] / w - mean_x * mean_y)
+    var_y = _without_rounding(sums[:, 5] / w - mean_y**2)
     spread = np.median(var_x[seen])
     slope = (cov * w + prior * spread) / (var_x * w + prior * spread + 1e-9)
     residual = var_y - 2 * slope * cov + slope**2 * var_x - slope**2 * unsure
@@ -147,6 +147,12 @@ def _refit_calibrated(trust, bias, gain, noise, sums, world, prior):
         sure = w[n] / (w[n] + 0.3 * prior)
         bias[n] = sure * mean_y[n] + (1 - sure) * world[0] - gain[n] * world[0]
         trust[n] = gain[n] ** 2 / noise[n]
+
+
+@njit(cache=True)
+def _without_rounding(moment):
+    """A variance or covariance without what rounding leaves of a constant, which would hang on the order of nodes."""
+    return np.where(np.abs(moment) < 1e-9, 0.0, moment)
 
 
 @njit(cache=True)

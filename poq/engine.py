@@ -273,8 +273,26 @@ def _note_trust(stage: Stage, track: Track, number: int) -> None:
 
 def _attacked(stage: Stage, attack: Attack, honest, hit, rng, block: Block) -> tuple[np.ndarray, float]:
     """Reports (B, K) after the attack, and their summed shift."""
-    reported = attack.function(honest, hit, rng, **attack.options, **_context(stage, attack, block))
-    return reported, _shift(attack, honest, reported)
+    known = _context(stage, attack, block)
+    reported = _reports(attack, _locked(honest), _locked(hit), rng, **known)
+    return reported, _shift(attack, honest, reported, hit)
+
+
+def _locked(array):
+    """The array for the eyes of rules and attacks: others are still to be played on it."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _reports(attack: Attack, honest, hit, rng, **known) -> np.ndarray:
+    """What the attack makes of scores (B, K), which must be as many."""
+    reported = np.asarray(attack.function(honest, hit, rng, **attack.options, **known), dtype=np.float64)
+    if reported.shape != honest.shape:
+        raise ValueError(
+            f"attack '{_name(attack.function)}' returns shape {reported.shape} for scores of shape {honest.shape}"
+        )
+    return reported
 
 
 def _context(stage: Stage, attack: Attack, block: Block) -> dict[str, Context]:
@@ -285,10 +303,12 @@ def _context(stage: Stage, attack: Attack, block: Block) -> dict[str, Context]:
     return {"context": Context(number, block.output, stage.matrix.model[block.output], block.node)}
 
 
-def _shift(attack: Attack, honest, reported) -> float:
-    """Summed shift of the reports (B, K), which must be on the scale."""
-    shift, off_scale = _survey(np.ascontiguousarray(honest.T), np.ascontiguousarray(reported.T))
+def _shift(attack: Attack, honest, reported, hit) -> float:
+    """Summed shift of the reports (B, K), which must be on the scale, and those of honest nodes as they were."""
+    shift, off_scale, changed = _survey(*(np.ascontiguousarray(array.T) for array in (honest, reported, hit)))
     _check_scale("attack", attack.function, off_scale)
+    if changed:
+        raise ValueError(f"attack '{_name(attack.function)}' changes the reports of honest nodes")
     return shift
 
 
@@ -319,9 +339,20 @@ def _audit(stage: Stage, track: Track, block: Block):
 
 def _agree(rule: Rule, track: Track, reported, node, audit):
     """Consensus (B,), and of a rule with a memory, which is updated, the weights (B, K) and the reports it used."""
+    shown = _locked(reported)
     if track.state is None:
-        return rule.function(reported, **rule.options), None, None
-    return rule.function.advance(track.state, reported, node, audit)
+        consensus, *beside = rule.function(shown, **rule.options), None, None
+    else:
+        consensus, *beside = rule.function.advance(track.state, shown, node, audit)
+    consensus = np.asarray(consensus, dtype=np.float64)
+    # Compiled loops index by round and do not look where an array ends.
+    for made, shape in ((consensus, reported.shape[:1]), *((array, reported.shape) for array in beside)):
+        if made is not None and np.shape(made) != shape:
+            raise ValueError(
+                f"rule '{_name(rule.function)}' returns shape {np.shape(made)} instead of {shape} for scores of shape "
+                f"{reported.shape}"
+            )
+    return consensus, *beside
 
 
 def _settle(stage: Stage, rule: Rule, track: Track, reported, consensus, weights, used, block: Block) -> None:
@@ -367,21 +398,26 @@ def _add_up(stage: Stage, track: Track, consensus, block: Block) -> None:
 def _check_scale(what: str, function, off_scale: int) -> None:
     # Bins are indexed by score, so a rule or an attack of one's own must not leave the scale unnoticed.
     if off_scale:
-        function = getattr(function, "start", function)
-        name = getattr(function, "__name__", type(function).__name__)
-        raise ValueError(f"{what} '{name}' gives scores outside [0, 10], or NaN")
+        raise ValueError(f"{what} '{_name(function)}' gives scores outside [0, 10], or NaN")
+
+
+def _name(function) -> str:
+    function = getattr(function, "start", function)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 @njit(cache=True, fastmath={"reassoc", "nsz"})
-def _survey(honest, reported):
-    """Summed difference of two (K, B) arrays, and how many of the second are off the scale or NaN, in one pass."""
+def _survey(honest, reported, hit):
+    """Of (K, B) arrays in one pass: the summed difference of reports from honest scores, how many reports are off the
+    scale or NaN, and how many of those that are no hit differ."""
     shift = 0.0
-    off_scale = 0
+    off_scale = changed = 0
     for k in range(honest.shape[0]):
         for t in range(honest.shape[1]):
             shift += reported[k, t] - honest[k, t]
             off_scale += not (-1e-9 <= reported[k, t] <= SCORE_MAX + 1e-9)
-    return shift, off_scale
+            changed += (not hit[k, t]) and reported[k, t] != honest[k, t]
+    return shift, off_scale, changed
 
 
 def _play_reacting(
@@ -392,11 +428,11 @@ def _play_reacting(
     Only what a round hangs on is done round by round: the attack, the consensus and the trust update.
     """
     reported, agreed = honest.copy(), []
+    honest, hit = _locked(honest), _locked(hit)
     context, audit = _context(stage, attack, block), _audit(stage, track, block)
     begin = len(track.past)
     past = np.concatenate([track.past, np.empty(len(honest))])
-    shown = past.view()
-    shown.flags.writeable = False
+    shown = _locked(past)
     struck = hit.any(axis=1)
     for t in range(len(honest)):
         now, node = slice(t, t + 1), block.node[t : t + 1]
@@ -405,13 +441,13 @@ def _play_reacting(
             trust = np.ones(node.shape) if track.state is None else track.state[0][node] / track.state[0].mean()
             known = {name: Context(*(part[now] for part in whole)) for name, whole in context.items()}
             known["history"] = History(shown[max(begin + t - MEMORY, 0) : begin + t], trust)
-            reported[now] = attack.function(honest[now], hit[now], rng, **attack.options, **known)
+            reported[now] = _reports(attack, honest[now], hit[now], rng, **known)
         agreed.append(_agree(rule, track, reported[now], node, None if audit is None else audit[now]))
         past[begin + t] = agreed[-1][0][0]
         if not -1e-9 <= past[begin + t] <= SCORE_MAX + 1e-9:
             break  # the attack is at fault, or else the rule: said below
     track.past[:] = past[-MEMORY:]
-    shift = _shift(attack, honest, reported)
+    shift = _shift(attack, honest, reported, hit)
     consensus, *beside = zip(*agreed)
     weights, used = (None, None) if track.state is None else map(np.concatenate, beside)
     _settle(stage, rule, track, reported, np.concatenate(consensus), weights, used, block)

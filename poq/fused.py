@@ -15,7 +15,7 @@ from numba import njit
 
 from poq.metrics import Sums, add_round, add_seat
 from poq.rewards import distance
-from poq.trust import TRUST_RULES, PaperState, TrustRule, updated_weight
+from poq.trust import TRUST_RULES, PaperState, TrustRule, updated_weight, weighted_consensus
 
 
 def play_paper(state: PaperState, reported, node, sums: Sums, node_cost) -> np.ndarray:
@@ -59,7 +59,7 @@ def _paper_rounds(scores, node, trust, rate, low, high, node_cost, by_node, by_r
             w = trust[np.uint64(node[k, t])]
             total += w
             weighted += w * scores[k, t]
-        c = weighted / total
+        c = weighted_consensus(weighted, total)
         consensus[t] = c
         round_d = 0.0
         round_c = 0.0
@@ -101,8 +101,8 @@ def _paper_rounds_twice(
             weighted += trust[n] * scores[k, t]
             total_h += trust_h[n]
             weighted_h += trust_h[n] * honest[k, t]
-        c = weighted / total
-        c_h = weighted_h / total_h
+        c = weighted_consensus(weighted, total)
+        c_h = weighted_consensus(weighted_h, total_h)
         consensus[t] = c
         consensus_h[t] = c_h
         round_d = 0.0

@@ -15,7 +15,8 @@ from poq.matrix import ROUNDING, SCORE_MAX
 from poq.rewards import distance, reward
 
 # Ranks of the consensus are taken in bins of 10 / 2**14 = 0.0006 points. Scores that fall into one bin count as tied.
-RANK_BINS = 2**14
+# 0, 5, 10 and what else is likely to be reported lie in the middle of a bin, where rounding cannot part them.
+RANK_BINS = 2**14 + 1
 RANK_LIST = 2**15  # rounds that wait to be counted into bins, at most
 TRUST_MARKS = (0, 25, 50, 75, 100)  # per cent of the run at which the malicious share of trust is read
 
@@ -170,7 +171,7 @@ def _add_ranks(waiting, bin_, its_output, counted, output, consensus, truth_rank
         waiting[0] = 0
     place = np.uint64(waiting[0])
     for t in range(len(output)):
-        scaled = consensus[t] * (RANK_BINS / SCORE_MAX)
+        scaled = consensus[t] * ((RANK_BINS - 1) / SCORE_MAX) + 0.5
         bin_[place + np.uint64(t)] = np.uint16(min(max(scaled, 0.0), RANK_BINS - 1.0))
         its_output[place + np.uint64(t)] = output[t]
     waiting[0] += len(output)
@@ -260,9 +261,12 @@ def accuracy_row(totals: Totals, truth_rank: np.ndarray, count: np.ndarray) -> d
     n = count.sum()
     c1, q1, c2, q2, cq, absolute = np.moveaxis(totals.accuracy / n, -1, 0)
     rank_both, rank_own = np.moveaxis(totals.rank, -1, 0)
+    linear = _ratio(cq - c1 * q1, c2 - c1 * c1, q2 - q1 * q1)
+    by_rank = _ratio(rank_both, rank_own, (truth_rank**2 * count).sum() / n)
     return {
-        "pearson": _ratio(cq - c1 * q1, c2 - c1 * c1, q2 - q1 * q1),
-        "spearman": _ratio(rank_both, rank_own, (truth_rank**2 * count).sum() / n),
+        "pearson": linear,
+        # What rounding leaves of a constant may have ranks.
+        "spearman": np.where(np.isnan(linear), np.nan, by_rank)[()],
         "rmse": _root(c2 - 2 * cq + q2),
         "mae": absolute,
         "bias": c1 - q1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -199,7 +200,7 @@ def _describe(thing, seen: set) -> str:
     if not isinstance(thing, types.FunctionType):
         return _describe_object(thing, seen)
     name = f"{thing.__module__}.{thing.__qualname__}"
-    if id(thing) in seen or thing.__module__.partition(".")[0] == __package__:
+    if id(thing) in seen or (thing.__module__ or "").partition(".")[0] == __package__:
         return name
     seen.add(id(thing))
     known = {name: thing.__globals__[name] for name in _names(thing.__code__) if name in thing.__globals__}
@@ -209,15 +210,25 @@ def _describe(thing, seen: set) -> str:
 
 
 def _describe_object(thing, seen: set) -> str:
-    """Of an object that is called: its class, how it is called, and what it holds."""
+    """Of an object that is called: its class with those that it comes from, and what it holds."""
     kind = thing if isinstance(thing, type) else type(thing)
     name = f"{kind.__module__}.{kind.__qualname__} {getattr(thing, '__qualname__', '')}"
     if id(thing) in seen or isinstance(thing, types.ModuleType) or kind.__module__.partition(".")[0] == __package__:
         return name
     seen.add(id(thing))
-    methods = {key: value for key, value in vars(kind).items() if isinstance(value, types.FunctionType)}
-    held = {} if isinstance(thing, type) else getattr(thing, "__dict__", {})
-    return f"{name} {_describe((methods, held), seen)}"
+    classes = [parent for parent in kind.__mro__ if parent.__module__ == kind.__module__]
+    own = [(key, _unwrapped(value)) for parent in classes for key, value in vars(parent).items()]
+    # Python's own notes on a class, such as __firstlineno__, decide on nothing.
+    said = [isinstance(it, types.FunctionType) or (isinstance(it, DATA) and key[:2] != "__") for key, it in own]
+    own = list(itertools.compress(own, said))
+    slots = [slot for parent in classes for slot in np.atleast_1d(vars(parent).get("__slots__", []))]
+    held = {slot: getattr(thing, slot) for slot in slots if hasattr(thing, slot)} | getattr(thing, "__dict__", {})
+    return f"{name} {_describe((own, {} if isinstance(thing, type) else held), seen)}"
+
+
+def _unwrapped(value):
+    """The function behind a static method, a class method or a property."""
+    return getattr(value, "fget", getattr(value, "__func__", value))
 
 
 def _names(code: types.CodeType) -> list[str]:

@@ -101,8 +101,8 @@ def make_pool(
 
     # Outputs that the same evaluators scored share one list of nodes.
     known, pattern = matrix.patterns
-    lists = [np.flatnonzero(row[evaluator]) for row in known]
-    size = np.array([len(nodes) for nodes in lists])
+    scored = known[:, evaluator]
+    size = scored.sum(axis=1)
     first = np.cumsum(size) - size
     least = committee if min_available is None else max(committee, min_available)
     available = size[pattern] >= least
@@ -121,7 +121,7 @@ def make_pool(
         output=output.astype(np.int32),
         first=first[pattern].astype(np.int32),
         size=size[pattern].astype(np.int32),
-        nodes=np.concatenate(lists).astype(np.int32),
+        nodes=np.nonzero(scored)[1].astype(np.int32),
         jitter=float(jitter) if n_nodes > n_evaluators else 0.0,
         dropped=dropped,
     )

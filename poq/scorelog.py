@@ -165,10 +165,10 @@ def check_log(log: pd.DataFrame, *, where: str = "log") -> pd.DataFrame:
     first = np.unique(output, return_index=True)[1]
     differs = np.flatnonzero(truth != truth[first][output])
     if len(differs):
-        row = differs[0]
+        row, earlier = differs[0], first[output[differs[0]]]
         raise ScoreLogError(
-            f"{where}: column 'truth' is {truth[row]:g} in row {row + 1} but {truth[first[output[row]]]:g} in row "
-            f"{first[output[row]] + 1} of the same output"
+            f"{where}: column 'truth' is {float(truth[row])!r} in row {row + 1} but {float(truth[earlier])!r} in row "
+            f"{earlier + 1} of the same output"
         )
     return checked
 

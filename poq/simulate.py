@@ -74,7 +74,9 @@ class Scenario:
     malicious_nodes : "random", "best" or "worst"
         Which nodes turn malicious: a random set, or by how well their evaluator tracks the truth.
     pay_reference : "consensus" or "leave_one_out"
-        What an evaluator's score is compared with for its pay.
+        What an evaluator's score is compared with for its pay. Under a rule that corrects scores inside (calibrated,
+        audited) the others' consensus is the weighted mean of their corrected scores, without what the rule adds of
+        its own belief about the truth.
     resample : "none" or "items"
         "items": each trial plays on a bootstrap sample of the log's items, so that the spread between trials says how
         far a result hangs on the items at hand.
@@ -134,7 +136,7 @@ class Scenario:
         if self.attack not in ATTACKS:
             raise ValueError(f"unknown attack '{self.attack}': use one of {', '.join(ATTACKS)}")
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} '{getattr(self, name)}': use one of {', '.join(choices)}")
         if self.pay_reference == "leave_one_out" and self.committee < 2:
             raise ValueError("pay_reference 'leave_one_out' needs committee 2 or more, not 1")
@@ -157,6 +159,7 @@ class Scenario:
         scores = np.linspace(0, SCORE_MAX, shape[0] * shape[1]).reshape(shape)
         scores.flags.writeable = False
         malicious = np.arange(scores.size).reshape(shape) % 2 == 0
+        malicious.flags.writeable = False
         node = np.tile(np.arange(committee), (shape[0], 1))
         options = dict(self.attack_options)
         if asks_for(ATTACKS[self.attack], "context"):
@@ -166,23 +169,24 @@ class Scenario:
         told = f" with {self.attack_options}" if self.attack_options else ""
         try:
             reported = ATTACKS[self.attack](scores, malicious, np.random.default_rng(0), **options)
+            reported = np.asarray(reported, dtype=np.float64)
             if np.shape(reported) != shape:
                 raise ValueError(f"returns shape {np.shape(reported)} for scores of shape {shape}")
             if (reported[~malicious] != scores[~malicious]).any():
                 raise ValueError("changes the reports of honest nodes")
             _check_range(reported)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # whatever a function of a reader's own may raise
             raise ValueError(f"attack '{self.attack}'{told}: {error}") from error
         told = f" with {self.rule_options}" if self.rule_options else ""
         try:
             if self.rule in TRUST_RULES:
                 TRUST_RULES[self.rule].start(committee, **self.rule_options)
             else:
-                consensus = AGGREGATORS[self.rule](scores, **self.rule_options)
+                consensus = np.asarray(AGGREGATORS[self.rule](scores, **self.rule_options), dtype=np.float64)
                 if np.shape(consensus) != shape[:1]:
                     raise ValueError(f"returns shape {np.shape(consensus)} for scores of shape {shape}")
                 _check_range(consensus)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # whatever a function of a reader's own may raise
             raise ValueError(f"rule '{self.rule}'{told}: {error}") from error
 
 
@@ -200,9 +204,13 @@ def _whole(name: str, value, *, least: int) -> int:
 
 
 def _real(name: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not np.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else np.nan
+    except OverflowError:
+        number = np.inf
+    if not np.isfinite(number):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
-    return float(value)
+    return number
 
 
 def _rule_function(rule: str) -> Callable | TrustRule:
@@ -216,7 +224,8 @@ def _check_function(what: str, name: str, function, options: Mapping) -> None:
     parameters = inspect.signature(start).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("context", "history")]
+    options_of = [p for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
+    known = [p.name for p in options_of if p.name not in ("context", "history")]
     for option in options:
         if option not in known:
             raise ValueError(f"unknown option '{option}' of '{name}': it has {', '.join(known) or 'none'}")
@@ -368,7 +377,10 @@ def _text_fields(scenario: Scenario) -> dict:
     fields = {f.name: getattr(scenario, f.name) for f in dataclasses.fields(scenario)}
     for name in (*OPTIONS, "calibration", "truth_range"):
         if fields[name] is not None and not isinstance(fields[name], str):
-            fields[name] = json.dumps(fields[name], sort_keys=True, default=_plain)
+            try:
+                fields[name] = json.dumps(fields[name], sort_keys=True, default=_plain)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}: {error}") from error
     return fields
 
 
@@ -377,7 +389,7 @@ def _plain(value):
         return value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
-    raise ValueError(f"options must be numbers, texts or lists of them, not {value!r}")
+    raise ValueError(f"must be made of numbers, texts or lists of them, not {value!r}")
 
 
 def _frame(fields: list[dict], measured: pd.DataFrame) -> pd.DataFrame:
@@ -403,7 +415,9 @@ def summarize(frame: pd.DataFrame, by) -> pd.DataFrame:
     frame : DataFrame
         As :func:`run` returns it.
     by : str or list of str
-        Columns that tell rows apart, for example ["task", "rule", "malicious_share"].
+        Columns that tell rows apart, for example ["task", "rule", "malicious_share"]. Rows of one group count as
+        independent: name every column that varies beside the trial, or average within trials first, because settings
+        that share their rounds do not vary independently.
 
     Returns
     -------

@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from poq.calibrated import advance_audited, advance_calibrated, start_audited, start_calibrated
+from poq.matrix import SCORE_MAX
 from poq.rewards import distance
 
 
@@ -53,7 +54,9 @@ def run_trust(scores, node, n_nodes: int, *, rule: str = "paper", audit=None, **
     Raises
     ------
     ValueError
-        For an unknown rule, a bad option, or arrays that do not fit.
+        For an unknown rule, a bad value of an option, or arrays that do not fit.
+    TypeError
+        For an option that the rule does not have.
     """
     if rule not in TRUST_RULES:
         raise ValueError(f"unknown trust rule '{rule}': use one of {', '.join(TRUST_RULES)}")
@@ -120,7 +123,13 @@ def updated_weight(weight, deviation, rate, low, high):
 
 
 @njit(cache=True)
-def _weighted_consensus(scores, node, trust, weights, t):
+def weighted_consensus(weighted, total):
+    """Weighted mean of scores, from its two sums; rounding must not carry it past the ends of the scale."""
+    return min(max(weighted / total, 0.0), SCORE_MAX)
+
+
+@njit(cache=True)
+def _consensus_of_round(scores, node, trust, weights, t):
     """Mean of round t weighted by trust; notes the weights before their update."""
     total = 0.0
     weighted = 0.0
@@ -129,14 +138,14 @@ def _weighted_consensus(scores, node, trust, weights, t):
         weights[k, t] = w
         total += w
         weighted += w * scores[k, t]
-    return weighted / total
+    return weighted_consensus(weighted, total)
 
 
 @njit(cache=True)
 def _paper_rounds(scores, node, trust, rate, low, high, consensus, weights):
     committee, n_rounds = scores.shape
     for t in range(n_rounds):
-        c = _weighted_consensus(scores, node, trust, weights, t)
+        c = _consensus_of_round(scores, node, trust, weights, t)
         consensus[t] = c
         for k in range(committee):
             trust[node[k, t]] = updated_weight(weights[k, t], distance(scores[k, t], c), rate, low, high)
@@ -170,7 +179,7 @@ def advance_recentred(state: RecentredState, scores, node, audit):
 def _recentred_rounds(scores, node, trust, usual, rate, low, high, consensus, weights):
     committee, n_rounds = scores.shape
     for t in range(n_rounds):
-        consensus[t] = _weighted_consensus(scores, node, trust, weights, t)
+        consensus[t] = _consensus_of_round(scores, node, trust, weights, t)
         for k in range(committee):
             d = distance(scores[k, t], consensus[t])
             # 0.5 of Eq. 21 becomes the usual deviation, and the step keeps its size relative to it.
@@ -212,7 +221,7 @@ def _ema_weight(deviation):
 def _ema_rounds(scores, node, trust, average, keep, consensus, weights):
     committee, n_rounds = scores.shape
     for t in range(n_rounds):
-        consensus[t] = _weighted_consensus(scores, node, trust, weights, t)
+        consensus[t] = _consensus_of_round(scores, node, trust, weights, t)
         for k in range(committee):
             n = node[k, t]
             average[n] = keep * average[n] + (1.0 - keep) * distance(scores[k, t], consensus[t])

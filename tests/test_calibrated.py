@@ -71,6 +71,15 @@ def test_consensus_stays_on_the_scale_and_ignores_the_names_of_nodes(rule):
     np.testing.assert_allclose(play(rule, scores, renamed[node], n, truth), consensus, atol=1e-9)
 
 
+def test_nodes_that_all_say_the_same_are_alike():
+    """What rounding leaves of a constant hangs on the order of nodes, and must not become a weight."""
+    rng = np.random.default_rng(0)
+    node = np.array([rng.permutation(5)[:2] for _ in range(2000)])
+    for score in (10.0, 1 / 3):
+        final = run_trust(np.full(node.shape, score), node, 5, rule="calibrated").final
+        np.testing.assert_allclose(final, final[0], rtol=1e-3)
+
+
 @pytest.mark.parametrize("rule", [*LEARNING, "recentred", "ema"])
 def test_rounds_may_come_in_pieces(rule):
     scores, node, truth, n = reports(n_rounds=500)

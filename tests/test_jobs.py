@@ -561,6 +561,31 @@ class Halved(Scaled):
         return scores.mean(axis=-1) / 2
 
 
+class Inheriting(Scaled):
+    pass
+
+
+class Slotted:
+    __slots__ = ("share",)
+
+    def __init__(self, share):
+        self.share = share
+
+    def __call__(self, scores):
+        return self.share * scores.mean(axis=-1)
+
+
+class Shared:
+    share = 0.5
+
+    @staticmethod
+    def scale(scores):
+        return scores / 2
+
+    def __call__(self, scores):
+        return self.share * self.scale(scores).mean(axis=-1)
+
+
 def namespaced(scores):
     return SHARE.of * scores.mean(axis=-1)
 
@@ -571,12 +596,43 @@ def nested(scores):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [(Scaled(0.5), Scaled(0.9)), (Scaled(0.5).consensus, Scaled(0.9).consensus), (Scaled(0.5), Halved(0.5))],
-    ids=["object", "method", "class"],
+    [
+        (Scaled(0.5), Scaled(0.9)),
+        (Scaled(0.5).consensus, Scaled(0.9).consensus),
+        (Scaled(0.5), Halved(0.5)),
+        (Slotted(0.5), Slotted(0.9)),
+    ],
+    ids=["object", "method", "class", "slots"],
 )
 def test_rules_that_are_objects_are_told_apart(one, other):
     assert parts.hash_code([one]) == parts.hash_code([pickle.loads(pickle.dumps(one))])
     assert parts.hash_code([one]) != parts.hash_code([other])
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (Shared, "share", 0.9),
+        (Shared, "scale", staticmethod(lambda scores: scores / 3)),
+        (Scaled, "__call__", lambda self, scores: scores.max(axis=-1)),
+    ],
+    ids=["attribute", "static method", "inherited method"],
+)
+def test_what_a_rule_has_from_its_class_is_part_of_it(monkeypatch, owner, name, value):
+    rules = [Shared(), Inheriting(0.5)]
+    before = parts.hash_code(rules)
+    assert before == parts.hash_code(rules)
+    monkeypatch.setattr(owner, name, value)
+    assert before != parts.hash_code(rules)
+
+
+def test_a_rule_without_a_module_can_be_kept(tmp_path, monkeypatch):
+    made = {}
+    exec("def rule(scores): return scores.mean(-1)", made)
+    monkeypatch.setitem(AGGREGATORS, "mine", made["rule"])
+    for _ in range(2):
+        frame = run([simulate.Scenario("qa", "mine", committee=3, n_rounds=50)], out=tmp_path / "out")
+    assert len(frame)
 
 
 @pytest.mark.parametrize("rule", [namespaced, nested, njit(namespaced), vectorize(lambda score: SHARE.of * score)])
@@ -616,7 +672,7 @@ STARTED_WORKER = """
     from poq.group import load_blas
 
     load_blas()
-    _survey(np.zeros((2, 3)), np.zeros((2, 3)))
+    _survey(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 3), dtype=bool))
     print("scipy.linalg" in sys.modules)
     half = np.full(3, 0.5)
     print(njit(lambda a, b: np.dot(a, b))(half, half), njit(lambda a: np.linalg.inv(a))(np.diag(half))[0, 0])
