@@ -166,13 +166,13 @@ def execute(
 
 
 def _join(results: list[dict[str, np.ndarray]]) -> pd.DataFrame:
-    """Rows of all jobs in order. Jobs of one kind are joined first: tasks differ in columns, and there are few."""
+    """Rows of all jobs in order. Jobs of one kind are joined first: tasks differ in columns or items, and are few."""
     kinds: dict[tuple, list[dict]] = {}
     for columns in results:
-        kinds.setdefault(tuple(columns), []).append(columns)
+        kinds.setdefault(tuple((name, one.shape[1:]) for name, one in columns.items()), []).append(columns)
     tables = []
-    for names, alike in kinds.items():
-        joined = {name: np.concatenate([columns[name] for columns in alike]) for name in names}
+    for alike in kinds.values():
+        joined = {name: np.concatenate([columns[name] for columns in alike]) for name in alike[0]}
         tables.append(pd.DataFrame({name: list(one) if one.ndim > 1 else one for name, one in joined.items()}))
     return pd.concat(tables).sort_values(["scenario_number", "trial"], ignore_index=True)
 

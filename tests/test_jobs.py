@@ -377,6 +377,19 @@ def test_every_kind_of_value_survives_a_part(tmp_path):
             assert (back[name].dtype, back[name].tobytes()) == (column.dtype, column.tobytes())
 
 
+def test_tasks_with_different_numbers_of_items_join():
+    log = synthetic_log(np.random.default_rng(0), n_items=9, n_models=2, evaluators=4, task="qa")
+    other = synthetic_log(np.random.default_rng(1), n_items=7, n_models=2, evaluators=4, task="other")
+    scenarios = simulate.grid(task=["qa", "other"], rule=["mean", "median"], committee=3, n_rounds=50)
+    options = {"trials": 2, "seed": 0, "progress": False, "item_sums": True}
+    whole = simulate.run(pd.concat([log, other], ignore_index=True), scenarios, **options)
+    assert [len(sums) for sums in whole["item_sums"]] == [6 * n for n in (9, 7) for _ in range(4)]
+    for task, its_log in (("qa", log), ("other", other)):
+        alone = simulate.run(its_log, [s for s in scenarios if s.task == task], **options)
+        for one, two in zip(whole[whole["task"] == task]["item_sums"], alone["item_sums"]):
+            np.testing.assert_array_equal(one, two)
+
+
 def test_jobs_with_different_metrics_join():
     """One task has a model that the other lacks."""
     one = {"scenario_number": np.array([0, 2]), "trial": np.array([0, 0]), "a": np.array([0.5, 0.25])}
