@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -746,6 +747,14 @@ def _interrupt(*_) -> None:
     raise KeyboardInterrupt
 
 
+def refuse_place(error: OSError) -> int:
+    """Say where nothing can be written, in one line; any other error of the system is a fault of ours, and raised."""
+    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
+        raise error
+    print(f"error: {error.filename}: {os.strerror(error.errno).lower()}", file=sys.stderr)
+    return 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (1 for a failed build, 2 for bad usage, 130 when interrupted)."""
     parser = argparse.ArgumentParser(prog="book/build.py", description="Build the book, or one chapter of it.")
@@ -769,6 +778,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (BuildError, ParameterError, PdfError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        return refuse_place(error)
     except KeyboardInterrupt:
         print("interrupted; finished chapters are kept, run the same command again to go on", file=sys.stderr)
         return 130

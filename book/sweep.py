@@ -209,6 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (BuildError, ParameterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        return build.refuse_place(error)
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, run the same command again to go on", file=sys.stderr)
         return 130

@@ -43,6 +43,7 @@ _RANGES = {
     **dict.fromkeys(_COUNTS.split(), (1, math.inf)),
     **dict.fromkeys(_SHARES.split(), (0, 1)),
     **dict.fromkeys(_AMOUNTS.split(), (0, math.inf)),
+    "n_rounds": (2, math.inf),  # of one round no correlation is defined
     "cut": (0, 0.5),
     "rate": (0, 2),
 }
@@ -241,7 +242,8 @@ def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int
     ------
     ParameterError
         If the burn-in leaves no round, a committee is larger than the pool of a task in use or than the nodes of its
-        kind, bounds are the wrong way round, or a task is not in the log.
+        kind, bounds are the wrong way round, all attacks are none, a malicious share is not one node, or a task is not
+        in the log.
     """
     if "burn_in" in values and "n_rounds" in values and values["burn_in"] >= values["n_rounds"]:
         message = f"burn_in={values['burn_in']} leaves none of n_rounds={values['n_rounds']}"
@@ -256,6 +258,8 @@ def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int
             largest = max(_as_list(values[name]), default=0)
             if largest > nodes:
                 raise ParameterError(f"{stem}: {name} of {largest} is larger than {kind}nodes={nodes}")
+    if values.get("attacks") and set(values["attacks"]) == {"none"}:
+        raise ParameterError(f"{stem}: attacks must name another one than none")
     if tasks is None:
         return
     named = [entry for name, value in values.items() if _find(name, ("task",)) for entry in _as_list(value)]
@@ -270,6 +274,12 @@ def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int
         if committees and max(committees) > pool:
             whose = f"the {pool} evaluators of task {task!r} in {log}" if nodes is None else f"n_nodes={pool}"
             raise ParameterError(f"{stem}: a committee of {max(committees)} is larger than {whose}")
+        share = values.get("malicious_share")
+        if isinstance(share, int | float) and 0 < share * pool < 0.5:
+            raise ParameterError(
+                f"{stem}: malicious_share={share:g} of {pool} nodes (task {task!r}) is not one node; "
+                f"from {0.5 / pool:.2g} on it is"
+            )
 
 
 def parse_assignments(text: str, kinds: Mapping[str, str]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def import_table(options) -> int:
         print(_shown(importing.import_log(options)))
     except (ScoreLogError, OSError) as error:
         return _refuse(error)
-    print(f"see what is in it: poq check {_shown(options.target)}")
+    print(f"see what is in it: {_shown(sys.argv[0])} check {_shown(options.target)}")
     return 0
 
 
@@ -79,7 +79,9 @@ def check_log(path: str) -> int:
     for name in ("cost", "model_cost"):
         known = int(log[name].notna().sum()) if name in log else 0
         if known < len(log):
-            print(f"note: column '{name}' is {'known in ' + format(known, ',') + ' rows' if known else 'not there'}")
+            absent = "empty" if name in log else "not there"
+            print(f"note: column '{name}' is {'known in ' + format(known, ',') + ' rows' if known else absent}")
+    playable = 0
     for task in tasks(log):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -101,6 +103,9 @@ def check_log(path: str) -> int:
         for warning in caught:
             print(f"warning: {_shown(str(warning.message))}")
         print(_uses(matrix))
+        playable += truth.min() < truth.max() and (~np.isnan(matrix.values)).any(axis=1).sum() >= 2
+    if not playable:
+        print("warning: chapters cannot use it: every task has fewer than 2 scored outputs, or one truth for all")
     for column, lost in OPTIONAL.items():
         if column not in log or log[column].isna().all():
             print(f"note: column '{column}' is {'empty' if column in log else 'not there'}; {lost}")

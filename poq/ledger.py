@@ -291,7 +291,9 @@ def _tracking(matrices: dict[str, ScoreMatrix], *, n_boot: int, seed: int) -> li
 
 
 def _gap(seen: np.ndarray, unseen: np.ndarray) -> np.ndarray:
-    """Best minus worst evaluator (B,), chosen by seen (B, E) and measured on unseen (B, E)."""
+    """Best minus worst evaluator (B,), chosen by seen (B, E) and measured on unseen (B, E); of one there is none."""
+    if seen.shape[1] < 2:
+        return np.empty(0)
     usable = ~np.isnan(seen).all(axis=1)
     seen, unseen = seen[usable], unseen[usable]
     each = np.arange(len(seen))

@@ -1,5 +1,6 @@
 """The pipeline on tiny books: what is executed, what is refused, and what survives a failure."""
 
+import errno
 import json
 import os
 import signal
@@ -309,6 +310,18 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z" if Path("/proc").is_dir() else True
+
+
+def test_where_nothing_can_be_written_is_said_in_one_line(monkeypatch, capsys):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device", "book/_build/x")
+
+    monkeypatch.setattr(build, "build_book", full)
+    assert build.main(["book"]) == 1
+    assert capsys.readouterr().err == "error: book/_build/x: no space left on device\n"
+    monkeypatch.setattr(build, "build_book", lambda **_: Path("/").read_text())  # a fault of ours is raised
+    with pytest.raises(IsADirectoryError):
+        build.main(["book"])
 
 
 def test_only_one_build_writes_at_a_time(tmp_path):

@@ -116,8 +116,8 @@ def test_values_are_read_as_their_type_says(chapter, text, wanted):
         ("n_rounds=true", "n_rounds must be int; got 'true'"),
         ("n_rounds=none", "n_rounds must be int; got 'none'"),
         ("n_rounds=", "n_rounds must be int; got ''"),
-        ("n_rounds=0", "n_rounds must be at least 1; got 0"),
-        ("n_rounds=-5", "n_rounds must be at least 1; got -5"),
+        ("n_rounds=0", "n_rounds must be at least 2; got 0"),
+        ("n_rounds=-5", "n_rounds must be at least 2; got -5"),
         ("careful=1", "careful must be bool; got '1'"),
         ("jitter=nan", "jitter must be float; got nan"),
         ("jitter=-0.1", "jitter must be at least 0; got -0.1"),
@@ -144,7 +144,7 @@ def test_bad_values_end_with_one_line_that_names_them(chapter, text, said):
     ("source", "said"),
     [
         ("search_rounds: int = 0", "search_rounds must be at least 1; got 0"),
-        ("n_rounds: int = 0", "n_rounds must be at least 1; got 0"),
+        ("n_rounds: int = 0", "n_rounds must be at least 2; got 0"),
         ("trials: int = 0", "trials must be at least 1; got 0"),
         ("window_ends: list[int] = [0]", "window_ends must be at least 1; got 0"),
         ("wrong_shares: list[float] = [0.5, 2]", "wrong_shares must be between 0 and 1; got 2"),
@@ -198,6 +198,9 @@ TASKS = {"qa": 9, "summarisation": 12}
         ({"world_committees": [3, 21], "world_nodes": 20}, "world_committees of 21 is larger than world_nodes=20"),
         ({"world_committee": 21, "world_nodes": 20}, "world_committee of 21 is larger than world_nodes=20"),
         ({"low": 6.0, "high": 5.0}, "low=6.0 is above high=5.0"),
+        ({"attacks": ["none"]}, "attacks must name another one than none"),
+        ({"malicious_share": 0.05}, "malicious_share=0.05 of 9 nodes (task 'qa') is not one node; from 0.056 on it is"),
+        ({"malicious_share": 0.05, "n_nodes": 8}, "malicious_share=0.05 of 8 nodes"),
     ],
 )
 def test_values_must_fit_the_log(values, said):
