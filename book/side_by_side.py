@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import hashlib
 import html
 import os
 import re
@@ -65,7 +66,10 @@ class Outcome:
 def write_page(sweep: Sweep, outcomes: list[Outcome], *, book: Path, out: Path, profile: str) -> Path:
     """Lay the runs side by side on one page, with joined tables beside it, and return the page."""
     name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(sweep.file).stem).strip("-.") or "sweep"
-    target = out / "sweeps" / (name if profile == "full" else f"{name}-{profile}")
+    file = Path(sweep.file).resolve()
+    # Files of one name in different folders keep a page each.
+    own = "" if file.parent == book / "sweeps" else f"-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    target = out / "sweeps" / f"{name}{own}{'' if profile == 'full' else f'-{profile}'}"
     good = [outcome for outcome in outcomes if outcome.page]
     with build._stage(book) as stage:
         beside = stage.parent / "beside"

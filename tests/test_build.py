@@ -146,7 +146,7 @@ def test_one_chapter_runs_on_its_own(tiny_book, launched):
         ("03_three", "", "unknown chapter '03_three'; known: 01_one, 02_two"),
         ("01_one", "n_roundz=5", "01_one has no parameter 'n_roundz'; did you mean 'n_rounds'?"),
         ("01_one", "n_rounds=abc", "01_one: n_rounds must be int; got 'abc'"),
-        ("01_one", "n_rounds=0", "01_one: n_rounds must be at least 1; got 0"),
+        ("01_one", "n_rounds=0", "01_one: n_rounds must be at least 2; got 0"),
     ],
 )
 def test_bad_input_ends_before_any_work(tiny_book, launched, stem, text, said):
