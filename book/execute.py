@@ -33,7 +33,16 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
         start_timeout=180,
         cwd=os.getcwd(),
     )
-    notebook = normalise(json.loads(part.read_text(encoding="utf-8")))
+    notebook = json.loads(part.read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    left = [
+        number for number, cell in enumerate(code, 1) if "".join(cell["source"]).strip() and not cell["execution_count"]
+    ]
+    if left:
+        raise RuntimeError(
+            f"the run ended before code cell {left[0] - bool(parameters)}, by SystemExit in the one before"
+        )
+    notebook = normalise(notebook)
     part.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
     part.replace(target)
 

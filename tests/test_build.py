@@ -266,6 +266,17 @@ def test_an_error_names_the_cell_that_its_author_counts(tiny_book, text):
         build_chapter("01_one", text, book=tiny_book, out=tiny_book / "_build")
 
 
+def test_a_notebook_that_is_left_half_way_is_no_success(tiny_book):
+    """Its later tables and figures would be missing on a page that looks whole."""
+    path = write_chapter(tiny_book, "01_one", "raise SystemExit")
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["cells"].append({**notebook["cells"][-1], "source": "print('never')", "id": "later"})
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    for text in ("", "n_rounds=3"):
+        with pytest.raises(BuildError, match="ended before code cell 4, by SystemExit"):
+            build_chapter("01_one", text, book=tiny_book, out=tiny_book / "_build")
+
+
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_build_ends_all_it_started_and_keeps_the_pages(tiny_book, blow):
     mark = tiny_book / "processes"
