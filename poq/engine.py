@@ -327,7 +327,7 @@ def _play_block(stage: Stage, rule: Rule, track: Track, reported, block: Block) 
         _add_up(stage, track, consensus, block)
     else:
         audit = _audit(stage, track, block)
-        _settle(stage, rule, track, reported, *_agree(rule, track, reported, block.node, audit), block)
+        _settle(stage, rule, track, reported, *_agree(rule, track, _locked(reported), block.node, audit), block)
 
 
 def _audit(stage: Stage, track: Track, block: Block):
@@ -339,25 +339,30 @@ def _audit(stage: Stage, track: Track, block: Block):
 
 def _agree(rule: Rule, track: Track, reported, node, audit):
     """Consensus (B,), and of a rule with a memory, which is updated, the weights (B, K) and the reports it used."""
-    shown = _locked(reported)
     if track.state is None:
-        consensus, *beside = rule.function(shown, **rule.options), None, None
-    else:
-        consensus, *beside = rule.function.advance(track.state, shown, node, audit)
-    consensus = np.asarray(consensus, dtype=np.float64)
-    # Compiled loops index by round and do not look where an array ends.
-    for made, shape in ((consensus, reported.shape[:1]), *((array, reported.shape) for array in beside)):
-        if made is not None and np.shape(made) != shape:
+        return rule.function(reported, **rule.options), None, None
+    return rule.function.advance(track.state, reported, node, audit)
+
+
+def _check_shapes(rule: Rule, *parts, shape: tuple[int, int]) -> None:
+    """Whether consensus (B,), weights (B, K) and reports used (B, K) are those of all rounds played.
+
+    Compiled loops index by round and do not look where an array ends.
+    """
+    for part, expected in zip(parts, (shape[:1], shape, shape)):
+        if part is not None and np.shape(part) != expected:
+            name = _name(rule.function)
             raise ValueError(
-                f"rule '{_name(rule.function)}' returns shape {np.shape(made)} instead of {shape} for scores of shape "
-                f"{reported.shape}"
+                f"rule '{name}' returns shape {np.shape(part)} instead of {expected} for scores of shape {shape}"
             )
-    return consensus, *beside
 
 
 def _settle(stage: Stage, rule: Rule, track: Track, reported, consensus, weights, used, block: Block) -> None:
     """Check what was agreed on in a block of rounds; pay and add up if they count."""
-    _check_scale("rule", rule.function, not (consensus.min() >= -1e-9 and consensus.max() <= SCORE_MAX + 1e-9))
+    consensus = np.asarray(consensus, dtype=np.float64)
+    on_scale = not consensus.size or (consensus.min() >= -1e-9 and consensus.max() <= SCORE_MAX + 1e-9)
+    _check_scale("rule", rule.function, not on_scale)
+    _check_shapes(rule, consensus, weights, used, shape=reported.shape)
     if not block.counted:
         return
     reference = consensus
@@ -432,7 +437,7 @@ def _play_reacting(
     context, audit = _context(stage, attack, block), _audit(stage, track, block)
     begin = len(track.past)
     past = np.concatenate([track.past, np.empty(len(honest))])
-    shown = _locked(past)
+    shown, answered = _locked(past), _locked(reported)
     struck = hit.any(axis=1)
     for t in range(len(honest)):
         now, node = slice(t, t + 1), block.node[t : t + 1]
@@ -441,8 +446,8 @@ def _play_reacting(
             trust = np.ones(node.shape) if track.state is None else track.state[0][node] / track.state[0].mean()
             known = {name: Context(*(part[now] for part in whole)) for name, whole in context.items()}
             known["history"] = History(shown[max(begin + t - MEMORY, 0) : begin + t], trust)
-            reported[now] = _reports(attack, honest[now], hit[now], rng, **known)
-        agreed.append(_agree(rule, track, reported[now], node, None if audit is None else audit[now]))
+            reported[now] = attack.function(honest[now], hit[now], rng, **attack.options, **known)
+        agreed.append(_agree(rule, track, answered[now], node, None if audit is None else audit[now]))
         past[begin + t] = agreed[-1][0][0]
         if not -1e-9 <= past[begin + t] <= SCORE_MAX + 1e-9:
             break  # the attack is at fault, or else the rule: said below
