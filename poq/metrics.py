@@ -15,7 +15,7 @@ from poq.matrix import ROUNDING, SCORE_MAX
 from poq.rewards import distance, reward
 
 # Ranks of the consensus are taken in bins of 10 / 2**14 = 0.0006 points. Scores that fall into one bin count as tied.
-# 0, 5, 10 and what else is likely to be reported lie in the middle of a bin, where rounding cannot part them.
+# The ends and the middle of the scale lie in the middle of a bin, where rounding cannot part them.
 RANK_BINS = 2**14 + 1
 RANK_LIST = 2**15  # rounds that wait to be counted into bins, at most
 TRUST_MARKS = (0, 25, 50, 75, 100)  # per cent of the run at which the malicious share of trust is read
