@@ -275,11 +275,14 @@ def check_together(stem: str, values: Mapping[str, Any], tasks: Mapping[str, int
             whose = f"the {pool} evaluators of task {task!r} in {log}" if nodes is None else f"n_nodes={pool}"
             raise ParameterError(f"{stem}: a committee of {max(committees)} is larger than {whose}")
         share = values.get("malicious_share")
-        if isinstance(share, int | float) and 0 < share * pool < 0.5:
-            raise ParameterError(
-                f"{stem}: malicious_share={share:g} of {pool} nodes (task {task!r}) is not one node; "
-                f"from {0.5 / pool:.2g} on it is"
-            )
+        if isinstance(share, int | float) and 0 < share * pool < 1:
+            from poq.engine import n_malicious  # late: it takes a second to import
+
+            if n_malicious(share, pool) == 0:
+                raise ParameterError(
+                    f"{stem}: malicious_share={share:g} of {pool} nodes (task {task!r}) is not one node; "
+                    f"from {math.ceil(500 / pool) / 1000:g} on it is"
+                )
 
 
 def parse_assignments(text: str, kinds: Mapping[str, str]) -> dict[str, Any]:

@@ -79,9 +79,7 @@ def check_log(path: str) -> int:
     for name in ("cost", "model_cost"):
         known = int(log[name].notna().sum()) if name in log else 0
         if known < len(log):
-            absent = "empty" if name in log else "not there"
-            print(f"note: column '{name}' is {'known in ' + format(known, ',') + ' rows' if known else absent}")
-    playable = 0
+            print(f"note: column '{name}' is {f'known in {known:,} rows' if known else _absence(log, name)}")
     for task in tasks(log):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -103,12 +101,9 @@ def check_log(path: str) -> int:
         for warning in caught:
             print(f"warning: {_shown(str(warning.message))}")
         print(_uses(matrix))
-        playable += truth.min() < truth.max() and (~np.isnan(matrix.values)).any(axis=1).sum() >= 2
-    if not playable:
-        print("warning: chapters cannot use it: every task has fewer than 2 scored outputs, or one truth for all")
     for column, lost in OPTIONAL.items():
         if column not in log or log[column].isna().all():
-            print(f"note: column '{column}' is {'empty' if column in log else 'not there'}; {lost}")
+            print(f"note: column '{column}' is {_absence(log, column)}; {lost}")
     if "reference_based" in log:
         try:
             reference_free(log)
@@ -121,6 +116,10 @@ OPTIONAL = {
     "reference_based": "evaluators that read the reference cannot be told apart, so chapters show the full pool alone",
     "truth_alt": "chapters show verdicts under one truth alone",
 }
+
+
+def _absence(log, name: str) -> str:
+    return "empty" if name in log else "not there"
 
 
 def _uses(matrix) -> str:

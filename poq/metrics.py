@@ -15,8 +15,7 @@ from poq.matrix import ROUNDING, SCORE_MAX
 from poq.rewards import distance, reward
 
 # Ranks of the consensus are taken in bins of 10 / 2**14 = 0.0006 points. Scores that fall into one bin count as tied.
-# The ends and the middle of the scale lie in the middle of a bin, where rounding cannot part them.
-RANK_BINS = 2**14 + 1
+RANK_BINS = 2**14
 RANK_LIST = 2**15  # rounds that wait to be counted into bins, at most
 TRUST_MARKS = (0, 25, 50, 75, 100)  # per cent of the run at which the malicious share of trust is read
 
@@ -171,7 +170,8 @@ def _add_ranks(waiting, bin_, its_output, counted, output, consensus, truth_rank
         waiting[0] = 0
     place = np.uint64(waiting[0])
     for t in range(len(output)):
-        scaled = consensus[t] * ((RANK_BINS - 1) / SCORE_MAX) + 0.5
+        # A hair more, because 5 and other likely scores are ends of bins, and rounding must not part them.
+        scaled = consensus[t] * (RANK_BINS / SCORE_MAX) + 1e-6
         bin_[place + np.uint64(t)] = np.uint16(min(max(scaled, 0.0), RANK_BINS - 1.0))
         its_output[place + np.uint64(t)] = output[t]
     waiting[0] += len(output)

@@ -200,7 +200,7 @@ TASKS = {"qa": 9, "summarisation": 12}
         ({"low": 6.0, "high": 5.0}, "low=6.0 is above high=5.0"),
         ({"attacks": ["none"]}, "attacks must name another one than none"),
         ({"malicious_share": 0.05}, "malicious_share=0.05 of 9 nodes (task 'qa') is not one node; from 0.056 on it is"),
-        ({"malicious_share": 0.05, "n_nodes": 8}, "malicious_share=0.05 of 8 nodes"),
+        ({"malicious_share": 0.05, "n_nodes": 7}, "of 7 nodes (task 'qa') is not one node; from 0.072 on it is"),
     ],
 )
 def test_values_must_fit_the_log(values, said):
@@ -218,6 +218,8 @@ def test_values_must_fit_the_log(values, said):
         {"world_committees": [3, 20], "world_nodes": 20, "synthetic_nodes": 4, "low": 1.0, "high": 1.0},
         {"low": None, "high": [1.0], "world_committee": None, "world_nodes": 3, "my_committees": [4], "my_nodes": [5]},
         {"committee": None, "tasks": None, "n_nodes": None},
+        {"malicious_share": 0.072, "n_nodes": 7},
+        {"malicious_share": 0.0},
         {},
     ],
 )

@@ -196,7 +196,7 @@ def test_pay_is_measured_on_the_scale(monkeypatch, rule, reference):
 
 @pytest.mark.parametrize(("n_rounds", "burn_in"), [(32_768, 0), (32_769, 0), (32_769, 1), (65_538, 1), (100_000, 7)])
 def test_ranks_of_long_runs(n_rounds, burn_in):
-    """Around the length of the list in which rounds wait to be counted: SciPy's ranks of the consensus in its bins."""
+    """Around the length of the list in which rounds wait to be counted; bins are told from SciPy's ranks by 1e-5."""
     log = dense_log()
     fields = {"committee": 3, "n_rounds": n_rounds, "burn_in": burn_in}
     row = run(log, Scenario("qa", "median", **fields), trials=1, seed=5, progress=False).iloc[0]
@@ -204,10 +204,9 @@ def test_ranks_of_long_runs(n_rounds, burn_in):
     pool = make_pool(matrix, committee=3, seed=5)
     output, _, scores = sample_rounds(pool, n_rounds=n_rounds, committee=3, seed=5)
     consensus, truth = np.median(scores, axis=1)[burn_in:], matrix.truth[output][burn_in:]
-    binned = np.floor(consensus * (metrics.RANK_BINS - 1) / 10 + 0.5)
+    binned = np.minimum(np.floor(consensus * metrics.RANK_BINS / 10 + 1e-6), metrics.RANK_BINS - 1)
     assert row["spearman"] == pytest.approx(metrics.spearman(binned, truth), abs=1e-9)
-    # 514 values of the consensus, some in one bin: which of them depends on where bins begin, and moves 2e-5 at most.
-    assert row["spearman"] == pytest.approx(metrics.spearman(consensus, truth), abs=2e-5)
+    assert row["spearman"] == pytest.approx(metrics.spearman(consensus, truth), abs=1e-5)
 
 
 @pytest.mark.parametrize("n_rounds", [1, 2, 3, 7, 7999, 8000, 8001, 16_001])

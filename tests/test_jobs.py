@@ -368,11 +368,13 @@ def test_parts_keep_the_frame_exactly(serial_frame, small_jobs, tmp_path, monkey
 def test_every_kind_of_value_survives_a_part(tmp_path):
     values = [1, 2**53 + 1, -0.0, 0.1 + 0.2, np.nan, np.inf, np.float64(5e-324), np.int64(-3), np.bool_(True), False]
     for number, value in enumerate(values):
-        columns = {"n": np.array([0, 1]), "value": np.array([value, value])}
+        texts = np.array(["é[0]\n", "é[1]\n"], dtype=object)
+        columns = {"n": np.array([0, 1]), "value": np.array([value, value]), "text": texts}
         kept = parts.Parts(tmp_path / "out", {"seed": 0})
         kept.write(number, columns)
         back = kept.read(number)
         assert list(back) == list(columns)
+        assert back["text"].tolist() == columns.pop("text").tolist()
         for name, column in columns.items():
             assert (back[name].dtype, back[name].tobytes()) == (column.dtype, column.tobytes())
 

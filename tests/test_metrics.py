@@ -7,7 +7,7 @@ from scipy import stats
 from poq import metrics
 from poq.rewards import deviation
 
-WIDTH = 10 / (metrics.RANK_BINS - 1)
+WIDTH = 10 / metrics.RANK_BINS
 
 
 def shapes():
@@ -59,12 +59,22 @@ def test_accuracy_against_scipy(name):
     assert set(row) == set(expected)
     for metric in ("pearson", "rmse", "mae", "bias"):
         assert row[metric] == pytest.approx(expected[metric], abs=1e-10), metric
-    # Scores in one bin count as tied; with the scores rounded to their bins SciPy agrees to the last digits.
-    binned = np.floor(consensus / WIDTH + 0.5)
+    # Scores in one bin count as tied; with the scores rounded down to their bins SciPy agrees to the last digits.
+    binned = np.minimum(np.floor(consensus / WIDTH), metrics.RANK_BINS - 1)
     assert row["spearman"] == pytest.approx(stats.spearmanr(binned, q).statistic, abs=1e-10)
     # "near the top" spreads over 0.1 points, 160 bins; the others over the whole scale.
     resolution = 1e-4 if name == "near the top" else 1e-5
     assert row["spearman"] == pytest.approx(expected["spearman"], abs=resolution)
+
+
+def test_rounding_does_not_part_ties():
+    """5 is where a bin begins: what rounding makes of it on either side is still one score."""
+    rng = np.random.default_rng(2)
+    truth, output = rng.random(50) * 10, rng.integers(0, 50, 5000)
+    meant = rng.choice([2.5, 5.0, 7.5], 5000)
+    rounded = np.nextafter(meant, rng.choice([0.0, 10.0], 5000))
+    exact = stats.spearmanr(meant, truth[output]).statistic
+    assert streamed(rounded, truth, output)["spearman"] == pytest.approx(exact, abs=1e-10)
 
 
 def test_rank_resolution_is_the_width_of_a_bin():
